@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Machine: what is migrated. Memory, dirty log, devices, run control.
+//
+// The migration code knows no more of a machine than this. Three kinds exist (docs/architecture.md): parked
+// (opaque devices, never runs), synthetic (runs built-in threads), attached (another process; a later release).
+//
+// Thread: members are called by the thread that holds the lease (the mover during a migration, control else).
+// is_running() may be called by any thread.
+#pragma once
+
+#include "base/bytes.hpp"
+#include "base/result.hpp"
+#include "ram/dirty_log.hpp"
+#include "ram/ram_map.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace migrationd {
+
+enum class MachineKind : std::uint8_t { parked, synthetic };
+
+// The configuration section without its validated capabilities (stream.md section 3): those belong to a
+// migration, not to the machine.
+struct MachineConfiguration {
+  std::string machine_name;                       // "pc-i440fx-7.2", "migrationd-synthetic-1"
+  std::optional<std::vector<std::byte>> uuid;     // 16 raw bytes
+  std::optional<std::uint32_t> target_page_bits;  // only if the stream had it
+  bool switchover_start = false;                  // send COMMAND 11 (machines of QEMU 10.0 on)
+};
+
+// One FULL section, ready for the wire: everything behind the type byte up to and including the footer.
+struct DeviceSection {
+  std::uint32_t section_id = 0;
+  std::string name;
+  std::uint32_t instance_id = 0;
+  std::uint32_t version_id = 0;
+  Bytes body;          // behind version_id, before the footer
+  bool early = false;  // sent between START ram and the first PART (stream.md section 7)
+};
+
+struct DeviceState {
+  std::vector<DeviceSection> sections;  // in stream order
+  // The JSON text of the vmdescription, or nothing when the stream came without one (a dummy is sent then).
+  std::optional<std::string> description;
+};
+
+class Machine {
+ public:
+  virtual ~Machine() = default;
+
+  virtual MachineKind kind() const noexcept = 0;
+  virtual ram::RamMap& ram() noexcept = 0;
+  virtual const MachineConfiguration& configuration() const noexcept = 0;
+  // The id the machine's `ram` section had; another one is chosen when a device has it.
+  virtual std::uint32_t ram_section_id() const noexcept = 0;
+
+  // --- run control: "running" is what the guest does; a parked machine never runs ---------------------
+  virtual bool is_running() const noexcept = 0;
+  virtual Result<void> resume() = 0;
+  virtual Result<void> pause() = 0;
+  // Slows the guest down: 0 = full speed, 99 = nearly stopped. Auto-converge.
+  virtual void throttle(unsigned percent) noexcept = 0;
+
+  // Null when nothing can write the memory (parked): every page is sent once.
+  virtual ram::DirtyLog* dirty_log() noexcept = 0;
+
+  // --- devices ------------------------------------------------------------------------------------------
+  // Paused machine only. `run_state` is the name the globalstate section shall carry ("running", "paused", ...).
+  virtual Result<DeviceState> save_devices(std::string_view run_state) = 0;
+  // Replaces the state of the devices; the machine is paused. Returns the run state the stream named, if any.
+  virtual Result<std::optional<std::string>> load_devices(DeviceState state) = 0;
+
+  // Checks the guest's memory pattern; {"checked-pages": N, ...}. Only machines that have one.
+  virtual Result<nlohmann::json> verify() = 0;
+};
+
+}  // namespace migrationd

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Guest memory: RamBlock, RamMap, GuestSpan.
+//
+// Every block is a memfd. The *engine view* is migrationd's own mapping: it reads and writes pages and never
+// traps. The *guest view*, where there is one, is the mapping the guest runs in; dirty tracking concerns that
+// one only (product.md, "Two views of guest memory"; docs/architecture.md section 12).
+//
+// A number from the wire becomes an address in exactly one place: RamMap::prove() returns a GuestSpan or an
+// error. Nothing else in the tree takes wire offsets.
+//
+// Holes: a page nobody ever wrote is a hole of the memfd. Reading it through a mapping would allocate it, so
+// code that only wants to know asks `extents` (SEEK_DATA), never the memory.
+//
+// Thread: a RamMap is immutable after set-up, except for discard of its pages; views may be used by any thread
+// that owns the pages (section 4 of docs/architecture.md). Sizes and offsets are bytes unless named *_pages.
+#pragma once
+
+#include "base/result.hpp"
+#include "base/unique_fd.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace migrationd::ram {
+
+// The target page: the unit of the stream for x86 guests.
+inline constexpr std::size_t page_size = 4096;
+inline constexpr std::size_t huge_page_size = std::size_t{2} << 20;
+
+// An owned mapping; unmaps on destruction.
+class Mapping {
+ public:
+  Mapping() noexcept = default;
+  Mapping(std::byte* address, std::size_t length) noexcept : address_(address), length_(length) {}
+  Mapping(Mapping&& other) noexcept;
+  Mapping& operator=(Mapping&& other) noexcept;
+  ~Mapping();
+
+  // MAP_SHARED, read and write, MAP_NORESERVE. Nothing is populated.
+  static Result<Mapping> of_fd(int fd, std::size_t length);
+
+  std::byte* data() const noexcept { return address_; }
+  std::size_t size() const noexcept { return length_; }
+  explicit operator bool() const noexcept { return address_ != nullptr; }
+
+ private:
+  std::byte* address_ = nullptr;
+  std::size_t length_ = 0;
+};
+
+class RamBlock {
+ public:
+  // A fresh, empty memfd of `length` bytes (a multiple of backing_page), sealed against shrinking and growing,
+  // and its engine view. backing_page is page_size, or huge_page_size for a hugetlb memfd; missing huge pages are
+  // an error, never replaced by small ones.
+  static Result<std::unique_ptr<RamBlock>> create(std::string name, std::uint64_t length, std::size_t backing_page);
+
+  const std::string& name() const noexcept { return name_; }
+  std::uint64_t length() const noexcept { return length_; }  // "used length" on the wire
+  std::uint64_t pages() const noexcept { return length_ / page_size; }
+  std::size_t backing_page() const noexcept { return backing_page_; }
+  int fd() const noexcept { return fd_.get(); }
+  std::byte* engine() const noexcept { return engine_.data(); }
+
+  // Bytes the block really holds, by the file's own count of blocks.
+  Result<std::uint64_t> allocated_bytes() const;
+  // Gives [offset, offset + length) back to the kernel: a hole in every view. Both multiples of backing_page().
+  Result<void> punch(std::uint64_t offset, std::uint64_t length);
+
+ private:
+  RamBlock(std::string name, std::uint64_t length, std::size_t backing_page, UniqueFd fd, Mapping engine) noexcept;
+
+  std::string name_;
+  std::uint64_t length_;
+  std::size_t backing_page_;
+  UniqueFd fd_;
+  Mapping engine_;
+};
+
+// A proved range of guest memory: block index in its map, offset and length within the block's bounds.
+// Only RamMap makes one.
+class GuestSpan {
+ public:
+  std::size_t block() const noexcept { return block_; }
+  std::uint64_t offset() const noexcept { return offset_; }
+  std::size_t length() const noexcept { return length_; }
+
+ private:
+  friend class RamMap;
+  GuestSpan(std::size_t block, std::uint64_t offset, std::size_t length) noexcept
+      : block_(block), offset_(offset), length_(length) {}
+  std::size_t block_;
+  std::uint64_t offset_;
+  std::size_t length_;
+};
+
+class RamMap {
+ public:
+  // Refuses a second block of one name (ErrorKind::machine).
+  Result<void> add(std::unique_ptr<RamBlock> block);
+
+  std::size_t size() const noexcept { return blocks_.size(); }
+  RamBlock& at(std::size_t index) const noexcept { return *blocks_[index]; }
+  std::uint64_t total_bytes() const noexcept;
+  // Index of the block of that name, or an error naming it.
+  Result<std::size_t> find(std::string_view name) const;
+  // The only way from wire numbers to memory.
+  Result<GuestSpan> prove(std::size_t block, std::uint64_t offset, std::uint64_t length) const;
+  // The bytes of a proved span, in the engine view.
+  std::span<std::byte> memory(const GuestSpan& span) const noexcept {
+    return {blocks_[span.block()]->engine() + span.offset(), span.length()};
+  }
+
+ private:
+  std::vector<std::unique_ptr<RamBlock>> blocks_;
+};
+
+}  // namespace migrationd::ram
