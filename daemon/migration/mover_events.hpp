@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a mover tells control while it works, and what control reads of its progress.
+//
+// MoverEvents: the mover calls, the implementation posts to the event loop in call order; control changes the status,
+// emits the QMP events and answers queries from its own copy. The mover never waits for it.
+//
+// Progress: numbers of the running migration. The mover (and its helpers, each its own counters) write, control reads
+// at any time; relaxed atomics, because every number stands alone.
+#pragma once
+
+#include "base/result.hpp"
+#include "protocol/qmp/migration_info.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+namespace migrationd::migration {
+
+class MoverEvents {
+ public:
+  virtual ~MoverEvents() = default;
+  virtual void status(qmp::MigrationStatus status) = 0;
+  virtual void pass(std::uint64_t number) = 0;
+  // The guest was stopped (runs again): STOP and RESUME.
+  virtual void guest_stopped() = 0;
+  virtual void guest_resumed() = 0;
+};
+
+using Clock = std::chrono::steady_clock;
+
+struct Progress {
+  std::atomic<std::uint64_t> ram_total{0};      // bytes
+  std::atomic<std::uint64_t> transferred{0};    // bytes on the wire, main channel
+  std::atomic<std::uint64_t> remaining{0};      // bytes still dirty
+  std::atomic<std::uint64_t> normal_pages{0};   // pages
+  std::atomic<std::uint64_t> zero_pages{0};     // pages
+  std::atomic<std::uint64_t> precopy_bytes{0};  // bytes of RAM sent while the guest ran
+  std::atomic<std::uint64_t> downtime_bytes{0};
+  std::atomic<std::uint64_t> passes{0};            // dirty-bitmap synchronisations
+  std::atomic<std::uint64_t> dirty_pages_rate{0};  // pages/s
+  std::atomic<double> bytes_per_second{0};         // last window
+  std::atomic<double> pages_per_second{0};
+  std::atomic<std::int64_t> setup_ms{0};
+  std::atomic<std::int64_t> expected_downtime_ms{-1};  // -1: not measured, show the limit
+  std::atomic<std::int64_t> downtime_us{0};            // stop to outcome
+  std::atomic<std::int64_t> total_ms{0};               // set at the end
+  std::atomic<unsigned> throttle_percent{0};
+};
+
+}  // namespace migrationd::migration

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/migration/run_control.hpp"
+
+namespace migrationd::migration {
+
+using qmp::RunState;
+
+RunState RunControl::state() const {
+  const std::lock_guard lock(mutex_);
+  return state_;
+}
+
+Ownership RunControl::ownership() const {
+  const std::lock_guard lock(mutex_);
+  return ownership_;
+}
+
+void RunControl::adopt(Machine& machine) {
+  const std::lock_guard lock(mutex_);
+  machine_ = &machine;
+  state_ = RunState::prelaunch;
+  ownership_ = Ownership::ours;
+}
+
+Result<bool> RunControl::stop() {
+  const std::lock_guard lock(mutex_);
+  if (state_ == RunState::inmigrate) {
+    start_when_loaded_ = false;
+    return false;
+  }
+  if (state_ != RunState::running) return false;
+  MD_CHECK(machine_->pause());
+  state_ = RunState::paused;
+  state_name_ = "paused";
+  return true;
+}
+
+Result<bool> RunControl::cont() {
+  const std::lock_guard lock(mutex_);
+  switch (state_) {
+    case RunState::inmigrate:
+      start_when_loaded_ = true;
+      return false;
+    case RunState::running:
+      return false;
+    case RunState::finish_migrate:
+      return machine_error("Migration is not finalized yet");
+    default:
+      return run_locked();
+  }
+}
+
+Result<bool> RunControl::run_locked() {
+  MD_CHECK(machine_->resume());
+  state_ = RunState::running;
+  state_name_ = "running";
+  ownership_ = Ownership::ours;
+  return true;
+}
+
+Result<void> RunControl::check_may_migrate() const {
+  const std::lock_guard lock(mutex_);
+  if (state_ == RunState::inmigrate) return machine_error("Guest is waiting for an incoming migration");
+  // A save to a file left the machine here; a parked one may go at once, one that runs needs `cont` as in QEMU.
+  const bool saved_parked = ownership_ == Ownership::ours && machine_->kind() == MachineKind::parked;
+  if (state_ == RunState::postmigrate && !saved_parked) {
+    return machine_error("Can't migrate the vm that was paused due to previous migration");
+  }
+  if (ownership_ == Ownership::unknown) {
+    return machine_error(
+        "Can't migrate the vm: the outcome of the previous migration is unknown, the peer may run it ('cont' makes it "
+        "this side's again)");
+  }
+  return {};
+}
+
+Result<bool> RunControl::begin_switchover() {
+  const std::lock_guard lock(mutex_);
+  state_before_ = state_;
+  const bool ran = state_ == RunState::running;
+  if (ran) MD_CHECK(machine_->pause());
+  state_ = RunState::finish_migrate;
+  return ran;
+}
+
+std::string RunControl::outgoing_state_name() const {
+  const std::lock_guard lock(mutex_);
+  return state_name_;
+}
+
+Result<bool> RunControl::abort_switchover() {
+  const std::lock_guard lock(mutex_);
+  if (state_ != RunState::finish_migrate) return false;
+  state_ = state_before_;
+  if (state_before_ != RunState::running) return false;
+  MD_CHECK(machine_->resume());
+  return true;
+}
+
+void RunControl::finish_switchover(Ownership ownership) {
+  const std::lock_guard lock(mutex_);
+  ownership_ = ownership;
+  // "unknown" is not postmigrate: nobody said that the machine left. It is paused, and says why.
+  state_ = ownership == Ownership::unknown ? RunState::paused : RunState::postmigrate;
+}
+
+void RunControl::incoming_loaded(Machine& machine, std::optional<std::string> received_state) {
+  const std::lock_guard lock(mutex_);
+  machine_ = &machine;
+  ownership_ = Ownership::ours;
+  state_name_ = received_state.value_or("running");
+  if (state_name_ == "running") {
+    state_ = RunState::paused;
+    if (!start_when_loaded_) state_name_ = "paused";
+  } else {
+    // The name travels on verbatim; here only the states that query-status knows for a stopped machine are told apart.
+    state_ = state_name_ == "prelaunch" ? RunState::prelaunch : RunState::paused;
+  }
+}
+
+Result<bool> RunControl::start_if_wanted() {
+  const std::lock_guard lock(mutex_);
+  if (!start_when_loaded_ || state_name_ != "running") return false;
+  return run_locked();
+}
+
+}  // namespace migrationd::migration
