@@ -27,6 +27,16 @@ inline constexpr std::size_t device_state_bytes = std::size_t{256} << 20;
 // The JSON description; common guests have 80 to 100 KB.
 inline constexpr std::size_t description_bytes = std::size_t{64} << 20;
 inline constexpr std::size_t sections = 16384;
+// The description's tree: 64 MiB of text as QEMU writes it (some 60 bytes per field) has a million nodes. QEMU's own
+// nest some 40 levels of JSON; the walk recurses once per three.
+inline constexpr std::size_t description_nodes = std::size_t{1} << 20;
+inline constexpr std::size_t description_nesting = 512;
+// Fields and array elements all walks of one stream may visit: a common guest has some 20000; about a second.
+inline constexpr std::uint64_t description_walk_steps = std::uint64_t{1} << 26;
+// Bytes all footer scans of one stream may look at; a scan without detours looks at each byte once. About a second.
+inline constexpr std::uint64_t footer_scan_bytes = std::uint64_t{1} << 31;
+// Names in the configuration's capability list; QEMU 10.0 has two that can stand there.
+inline constexpr std::size_t configuration_capabilities = 64;
 // A footer follows after at most this many START/PART/END/FULL of sections; return-path messages (stream.md 9.1).
 inline constexpr std::size_t return_path_payload = 512;
 

@@ -11,6 +11,7 @@
 
 #include "base/bytes.hpp"
 #include "base/result.hpp"
+#include "protocol/stream/sections.hpp"
 #include "ram/dirty_log.hpp"
 #include "ram/ram_map.hpp"
 
@@ -36,14 +37,7 @@ struct MachineConfiguration {
 };
 
 // One FULL section, ready for the wire: everything behind the type byte up to and including the footer.
-struct DeviceSection {
-  std::uint32_t section_id = 0;
-  std::string name;
-  std::uint32_t instance_id = 0;
-  std::uint32_t version_id = 0;
-  Bytes body;          // behind version_id, before the footer
-  bool early = false;  // sent between START ram and the first PART (stream.md section 7)
-};
+using DeviceSection = stream::DeviceSection;
 
 struct DeviceState {
   std::vector<DeviceSection> sections;  // in stream order
