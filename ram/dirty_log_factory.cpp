@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ram/dirty_log_factory.hpp"
+
+#include "ram/dirty_log_sync.hpp"
+#include "ram/dirty_log_wp.hpp"
+
+#include <array>
+#include <vector>
+
+namespace migrationd::ram {
+namespace {
+
+Result<std::unique_ptr<DirtyLog>> make_kind(RamMap& map, std::span<std::byte* const> views, DirtyLogKind kind) {
+  if (kind == DirtyLogKind::wp_sync) {
+    MD_TRY(auto log, DirtyLogSync::make(map, views));
+    return std::unique_ptr<DirtyLog>(std::move(log));
+  }
+  MD_TRY(auto log, DirtyLogWp::make(map, views));
+  return std::unique_ptr<DirtyLog>(std::move(log));
+}
+
+// One page, written, protected, written again: the log must report exactly that.
+Result<void> try_kind(DirtyLogKind kind) {
+  RamMap map;
+  MD_TRY(auto block, RamBlock::create("probe", page_size, page_size));
+  MD_TRY(const Mapping view, Mapping::of_fd(block->fd(), page_size));
+  MD_CHECK(map.add(std::move(block)));
+  const std::array<std::byte*, 1> views{view.data()};
+  volatile std::byte* const byte = view.data();
+  *byte = std::byte{1};
+  MD_TRY(const auto log, make_kind(map, views, kind));
+  MD_CHECK(log->start());
+  DirtyBitmaps dirty(1, Bitmap(1));
+  MD_TRY(const std::uint64_t before, log->sync(dirty));
+  *byte = std::byte{2};
+  MD_TRY(const std::uint64_t after, log->sync(dirty));
+  if (before != 0 || after != 1)
+    return machine_error("dirty log: this kernel accepts write protection but does not report a written page");
+  return {};
+}
+
+}  // namespace
+
+Result<void> probe_dirty_log(DirtyLogKind kind) {
+  if (kind != DirtyLogKind::automatic) return try_kind(kind);
+  if (try_kind(DirtyLogKind::wp_async)) return {};
+  return try_kind(DirtyLogKind::wp_sync);
+}
+
+Result<std::unique_ptr<DirtyLog>> make_dirty_log(RamMap& map, std::span<std::byte* const> views, DirtyLogKind kind) {
+  if (kind != DirtyLogKind::automatic) {
+    MD_CHECK(probe_dirty_log(kind));
+    return make_kind(map, views, kind);
+  }
+  const auto async_works = try_kind(DirtyLogKind::wp_async);
+  if (async_works) return make_kind(map, views, DirtyLogKind::wp_async);
+  auto sync_works = try_kind(DirtyLogKind::wp_sync);
+  if (!sync_works) return std::move(sync_works).error().with("no dirty log works here: " + async_works.error().text());
+  return make_kind(map, views, DirtyLogKind::wp_sync);
+}
+
+Result<std::unique_ptr<DirtyLog>> make_dirty_log(RamMap& map, std::span<const Mapping> views, DirtyLogKind kind) {
+  std::vector<std::byte*> addresses;
+  for (const Mapping& view : views) addresses.push_back(view.data());
+  return make_dirty_log(map, addresses, kind);
+}
+
+}  // namespace migrationd::ram
