@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A migrationd process as a test uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import programs
+from .host import Host
+
+
+class Migrationd(Host):
+    """One daemon, parked unless a machine is given: machine='synthetic,ram=64M,dirty-rate=50M'."""
+
+    kind = "migrationd"
+    version = "migrationd"
+
+    def __init__(self, folder: Path, name: str, machine: str | None = None, incoming: list[str] | None = None,
+                 paused: bool = False, namespace: str | None = None, options: list[str] | None = None,
+                 pass_fds: tuple[int, ...] = (), limits: dict[int, int] | None = None):
+        argv = [str(programs.migrationd()), "--qmp", f"unix:{folder / name}.qmp", "--name", name]
+        for address in incoming or []:
+            argv += ["--incoming", address]
+        if machine:
+            argv += ["--machine", machine]
+        if paused:
+            argv += ["--paused"]
+        argv += options or []
+        super().__init__(argv, folder, name, namespace=namespace, pass_fds=pass_fds, limits=limits)
+
+    def verify_machine(self) -> None:
+        """The daemon proves a synthetic guest's memory itself; fails with the page that is wrong."""
+        answer = self.qmp.execute("__org.migrationd_verify-machine", timeout=60)
+        assert answer.get("ok", True) is True, answer
+
+    def machine(self) -> dict:
+        return self.qmp.execute("__org.migrationd_query-machine")

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What /proc knows of a process: CPU time, page tables, memory."""
+
+from __future__ import annotations
+
+import os
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User plus system time of all threads, in seconds; of the scheduler's nanoseconds where they can be had."""
+    total = 0
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as file:
+                total += int(file.read().split()[0])
+    except OSError:
+        return cpu_seconds_ticks(pid)
+    return max(total / 1e9, cpu_seconds_ticks(pid))
+
+
+def cpu_seconds_ticks(pid: int) -> float:
+    """The same in clock ticks; it counts threads that have ended, which schedstat does not."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def status_bytes(pid: int, field: str) -> int:
+    """A size of /proc/PID/status, such as VmPTE, VmRSS, RssShmem, in bytes."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def open_descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def memfd_bytes(pid: int) -> int:
+    """Memory allocated to the memfds the process holds (blocks in the file, not its size), each file once."""
+    seen: dict[int, int] = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{name}"
+        try:
+            if os.readlink(path).startswith("/memfd:"):
+                info = os.stat(path)
+                seen[info.st_ino] = info.st_blocks * 512
+        except OSError:
+            continue
+    return sum(seen.values())

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A QEMU of either version as a test uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import guest as guest_module
+from . import programs
+from .guest import Guest
+from .host import Host
+
+MACHINE = "pc-i440fx-7.2"   # both versions know it
+
+
+class Qemu(Host):
+    """One QEMU process with the tests' guest in its floppy drive, or as its firmware."""
+
+    kind = "qemu"
+
+    def __init__(self, folder: Path, name: str, version: str, memory_mib: int = 16, guest: Guest = Guest(),
+                 incoming: bool = False, paused: bool = False, machine: str = MACHINE, memfd: bool = False,
+                 namespace: str | None = None, memory_file: Path | None = None, pass_fds: tuple[int, ...] = (),
+                 limits: dict[int, int] | None = None, own_firmware: bool = False):
+        self.version = version
+        self.guest = guest
+        self.serial_path = folder / f"{name}.serial"
+        argv = [programs.qemu(version), "-name", name, "-accel", "tcg", "-m", str(memory_mib),
+                "-nodefaults", "-no-user-config", "-display", "none",
+                "-serial", f"file:{self.serial_path}",
+                "-qmp", f"unix:{folder / name}.qmp,server=on,wait=off"]
+        if own_firmware:
+            argv += ["-bios", str(guest.firmware(folder))]
+        else:
+            argv += ["-boot", "a", "-drive", f"file={guest.image(folder)},format=raw,if=floppy,readonly=on"]
+        if memory_file:
+            argv += ["-machine", f"{machine},memory-backend=mem", "-object",
+                     f"memory-backend-file,id=mem,size={memory_mib}M,mem-path={memory_file},share=off"]
+        elif memfd:
+            argv += ["-machine", f"{machine},memory-backend=mem", "-object",
+                     f"memory-backend-memfd,id=mem,size={memory_mib}M,share=on"]
+        else:
+            argv += ["-machine", machine]
+        if incoming:
+            argv += ["-incoming", "defer"]
+        if paused:
+            argv += ["-S"]
+        super().__init__(argv, folder, name, namespace=namespace, pass_fds=pass_fds, limits=limits)
+
+    def serial(self) -> bytes:
+        return self.serial_path.read_bytes() if self.serial_path.exists() else b""
+
+    def wait_sweeps(self, number: int, timeout: float = 30.0) -> int:
+        """Waits until the guest has printed that sweep number here."""
+        self.wait(lambda: guest_module.last_number(self.serial()) >= number, timeout,
+                  f"guest in {self.name} to print sweep {number}")
+        return guest_module.last_number(self.serial())
+
+    def check_memory(self) -> int:
+        """Proves the guest's pages; the machine must be stopped."""
+        low = self.read_memory(0, 4096)
+        swept = self.read_memory(guest_module.FIRST, self.guest.pages * guest_module.PAGE)
+        return guest_module.check_memory(low, swept, self.guest)
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        if size == 0:
+            return b""
+        path = self.folder / f"{self.name}.memory"
+        self.qmp.execute("pmemsave", {"val": address, "size": size, "filename": str(path)})
+        data = path.read_bytes()
+        path.unlink()
+        return data
