@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The control socket as a thing in the file system.
+//
+// Binding a path: a live socket there (somebody accepts) refuses the start; a stale one, left by a daemon that
+// was killed, is replaced; anything that is no socket is left alone and refuses the start. Two daemons that start
+// at the same moment are kept apart by a lock on the directory, so that one cannot replace the other's fresh
+// socket. At the end the path is removed only if it is still ours.
+//
+// Thread: control (or main before it). Everything is close-on-exec.
+#pragma once
+
+#include "base/result.hpp"
+#include "base/unique_fd.hpp"
+
+#include <sys/types.h>
+
+#include <optional>
+#include <string>
+
+namespace migrationd::control {
+
+struct SocketOptions {
+  std::string path;
+  std::optional<mode_t> mode;        // default 0600, or 0660 when a group is given
+  std::optional<std::string> group;  // name or number
+};
+
+class ListeningSocket {
+ public:
+  static Result<ListeningSocket> bind(const SocketOptions& options);
+  // A listening stream socket made by somebody else (socket activation); its path is theirs to remove.
+  static Result<ListeningSocket> adopt(UniqueFd socket);
+
+  ListeningSocket(ListeningSocket&& other) noexcept = default;
+  ListeningSocket& operator=(ListeningSocket&&) = delete;
+  ~ListeningSocket();
+
+  int fd() const noexcept { return socket_.get(); }
+  // "unix:/run/a.sock"; for logs.
+  const std::string& name() const noexcept { return name_; }
+  // The next waiting client, or an invalid descriptor when there is none now.
+  Result<UniqueFd> accept() const;
+
+ private:
+  ListeningSocket(UniqueFd socket, std::string name) : socket_(std::move(socket)), name_(std::move(name)) {}
+
+  UniqueFd socket_;
+  std::string name_;
+  std::string path_;  // empty: not ours to remove
+  dev_t device_ = 0;
+  ino_t inode_ = 0;
+};
+
+}  // namespace migrationd::control
