@@ -20,6 +20,8 @@ class Gate {
   // What was written before open() is seen by who passed wait(). Idempotent.
   void open() noexcept { event_.request(); }
   bool is_open() const noexcept { return event_.requested(); }
+  // Readable once open; for poll(2).
+  int fd() const noexcept { return event_.fd(); }
   // Ok when the gate is open; ErrorKind::cancelled when the stop was raised first. An open gate wins.
   Result<void> wait(const StopSource& stop) const;
 

@@ -51,11 +51,26 @@ Result<bool> RunControl::cont() {
 }
 
 Result<bool> RunControl::run_locked() {
-  MD_CHECK(machine_->resume());
+  if (!held_) MD_CHECK(machine_->resume());
   state_ = RunState::running;
   state_name_ = "running";
   ownership_ = Ownership::ours;
   return true;
+}
+
+Result<void> RunControl::hold() {
+  const std::lock_guard lock(mutex_);
+  if (state_ == RunState::running) MD_CHECK(machine_->pause());
+  held_ = true;
+  return {};
+}
+
+Result<void> RunControl::release() {
+  const std::lock_guard lock(mutex_);
+  if (!held_) return {};
+  held_ = false;
+  if (state_ == RunState::running) MD_CHECK(machine_->resume());
+  return {};
 }
 
 Result<void> RunControl::check_may_migrate() const {

@@ -42,6 +42,10 @@ class RunControl {
   // True: it was stopped and runs now (RESUME is to be emitted). Refuses during a switchover with QEMU's text.
   Result<bool> cont();
 
+  // --- a worker that examines the memory: the machine stands still between the two, whatever state() says -----
+  Result<void> hold();
+  Result<void> release();
+
   // --- mover, source ----------------------------------------------------------------------------------------
   // May this machine leave? QEMU's texts for inmigrate and postmigrate.
   Result<void> check_may_migrate() const;
@@ -70,6 +74,7 @@ class RunControl {
   qmp::RunState state_ = qmp::RunState::inmigrate;
   Ownership ownership_ = Ownership::none;
   bool start_when_loaded_;
+  bool held_ = false;
   // What abort_switchover restores.
   qmp::RunState state_before_ = qmp::RunState::prelaunch;
   // The name for the next stream: a received one is kept verbatim until `stop` or `cont` says otherwise.

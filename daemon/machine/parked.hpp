@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// ParkedMachine: a machine of another program, held.
+//
+// migrationd does not know its devices. It keeps what the stream brought, byte for byte: the memory in memfd blocks
+// of the stream's names, order and used lengths; every FULL section with its id; the description's text. Handed on,
+// the stream differs from the one that came in the order of its RAM records only, and, when `cont` or `stop` was
+// said meanwhile, in the run-state name in `globalstate`.
+//
+// It never runs. "Running" is what the next holder shall do.
+#pragma once
+
+#include "daemon/machine/machine.hpp"
+#include "daemon/machine/receiver.hpp"
+
+#include <atomic>
+#include <memory>
+
+namespace migrationd {
+
+class ParkedMachine final : public Machine {
+ public:
+  ParkedMachine(MachineConfiguration configuration, std::uint32_t ram_section_id, ram::RamMap ram);
+
+  MachineKind kind() const noexcept override { return MachineKind::parked; }
+  ram::RamMap& ram() noexcept override { return ram_; }
+  const MachineConfiguration& configuration() const noexcept override { return configuration_; }
+  std::uint32_t ram_section_id() const noexcept override { return ram_section_id_; }
+
+  bool is_running() const noexcept override { return running_.load(std::memory_order_relaxed); }
+  Result<void> resume() override;
+  Result<void> pause() override;
+  void throttle(unsigned) noexcept override {}
+
+  ram::DirtyLog* dirty_log() noexcept override { return nullptr; }
+
+  Result<DeviceState> save_devices(std::string_view run_state) override;
+  Result<std::optional<std::string>> load_devices(DeviceState state) override;
+  Result<nlohmann::json> verify() override;
+
+  const DeviceState& devices() const noexcept { return devices_; }
+  // Learned from the stream after construction (SWITCHOVER_START comes late).
+  void set_switchover_start(bool sent) noexcept { configuration_.switchover_start = sent; }
+
+ private:
+  MachineConfiguration configuration_;
+  std::uint32_t ram_section_id_;
+  ram::RamMap ram_;
+  DeviceState devices_;
+  std::atomic<bool> running_{false};
+};
+
+// Makes a ParkedMachine out of whatever stream comes.
+class ParkedReceiver final : public MachineReceiver {
+ public:
+  Result<void> begin(const MachineConfiguration& configuration) override;
+  Result<Machine*> prepare_memory(std::span<const stream::RamSetupBlock> blocks, std::uint32_t ram_section_id) override;
+  void note_switchover_start() override;
+  std::unique_ptr<Machine> take() override { return std::move(machine_); }
+
+ private:
+  MachineConfiguration configuration_;
+  std::unique_ptr<ParkedMachine> machine_;
+};
+
+}  // namespace migrationd

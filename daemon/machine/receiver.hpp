@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// MachineReceiver: where a destination gets the machine that a stream is loaded into.
+//
+// A parked machine is made from the stream (ParkedReceiver). A synthetic one was there first, and the stream has to
+// fit it (ResidentReceiver). One receiver serves one attempt; a failed attempt leaves nothing behind but a machine
+// whose memory is empty.
+//
+// Thread: the destination's mover.
+#pragma once
+
+#include "base/result.hpp"
+#include "daemon/machine/machine.hpp"
+#include "protocol/stream/ram_setup.hpp"
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+namespace migrationd {
+
+class MachineReceiver {
+ public:
+  virtual ~MachineReceiver() = default;
+  // The configuration section was read: does this machine fit? Refusals name both machines.
+  virtual Result<void> begin(const MachineConfiguration& configuration) = 0;
+  // The block list was read. Returns the machine whose memory is ready and empty: every page reads as zero.
+  virtual Result<Machine*> prepare_memory(std::span<const stream::RamSetupBlock> blocks,
+                                          std::uint32_t ram_section_id) = 0;
+  // The source sent SWITCHOVER_START: it is a machine of QEMU 10.0 or newer.
+  virtual void note_switchover_start() = 0;
+  // The machine that this receiver made, once everything was loaded; null when the machine was there before.
+  virtual std::unique_ptr<Machine> take() = 0;
+};
+
+// Loads into a machine that exists (synthetic).
+class ResidentReceiver final : public MachineReceiver {
+ public:
+  explicit ResidentReceiver(Machine& machine) noexcept : machine_(machine) {}
+
+  Result<void> begin(const MachineConfiguration& configuration) override;
+  Result<Machine*> prepare_memory(std::span<const stream::RamSetupBlock> blocks, std::uint32_t ram_section_id) override;
+  void note_switchover_start() override {}
+  std::unique_ptr<Machine> take() override { return nullptr; }
+
+ private:
+  Machine& machine_;
+};
+
+}  // namespace migrationd

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Starting and ending migrations. What queries answer is in daemon_service_info.cpp, work on the machine beside
+// migrations in machine_worker.cpp.
+#include "daemon/migration/daemon_service.hpp"
+
+#include "base/log.hpp"
+#include "daemon/machine/parked.hpp"
+#include "daemon/migration/machine_worker.hpp"
+#include "daemon/migration/run.hpp"
+
+#include <fmt/format.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <utility>
+
+namespace migrationd::migration {
+
+using qmp::Capability;
+using qmp::MigrationStatus;
+
+DaemonService::DaemonService(ServiceOptions options, EventSink& events, Post post)
+    : options_(std::move(options)),
+      events_(events),
+      post_(std::move(post)),
+      run_control_(!options_.start_paused),
+      progress_(std::make_shared<Progress>()) {}
+
+DaemonService::~DaemonService() {
+  worker_.reset();
+  if (run_) {
+    run_->stop->request();
+    if (run_->thread.joinable()) run_->thread.join();
+  }
+}
+
+void DaemonService::adopt_machine(std::unique_ptr<Machine> machine, bool waits) {
+  machine_ = std::move(machine);
+  machine_waits_ = waits;
+  if (!waits) run_control_.adopt(*machine_);
+}
+
+// --- settings ---------------------------------------------------------------------------------------------------
+
+Result<void> DaemonService::replace_capabilities(const qmp::Capabilities& capabilities) {
+  if (lifecycle_.in_progress() && direction_ == Direction::outgoing) {
+    return plan_error("There's a migration process in progress");
+  }
+  capabilities_ = capabilities;
+  return {};
+}
+
+void DaemonService::replace_parameters(const qmp::MigrationParameters& parameters) {
+  parameters_ = parameters;
+  limits_.max_bandwidth = parameters.max_bandwidth;
+  limits_.avail_switchover_bandwidth = parameters.avail_switchover_bandwidth;
+  limits_.downtime_limit_ms = parameters.downtime_limit;
+  limits_.throttle_trigger_threshold = parameters.throttle_trigger_threshold;
+  limits_.cpu_throttle_initial = parameters.cpu_throttle_initial;
+  limits_.cpu_throttle_increment = parameters.cpu_throttle_increment;
+  limits_.max_cpu_throttle = parameters.max_cpu_throttle;
+  limits_.cpu_throttle_tailslow = parameters.cpu_throttle_tailslow;
+}
+
+bool DaemonService::incoming_started() const { return direction_ == Direction::incoming && lifecycle_.in_progress(); }
+
+// --- status -----------------------------------------------------------------------------------------------------
+
+void DaemonService::emit_status() {
+  const auto name = qmp::to_name(lifecycle_.status());
+  log::info("migration status: {}", name);
+  if (options_.status_text) options_.status_text(fmt::format("migration {}", name));
+  if (capabilities_.has(Capability::events)) events_.migration(lifecycle_.status());
+}
+
+void DaemonService::take_status(MigrationStatus status) {
+  if (lifecycle_.propose(status)) emit_status();
+}
+
+void DaemonService::take_pass(std::uint64_t pass) {
+  if (capabilities_.has(Capability::events)) events_.migration_pass(pass);
+}
+
+void DaemonService::start_status(Direction direction) {
+  direction_ = direction;
+  progress_ = std::make_shared<Progress>();
+  started_ = Clock::now();
+  error_text_.reset();
+  listening_.clear();
+  lifecycle_.start();
+  emit_status();
+}
+
+void DaemonService::fail_at_once(const Error& error) {
+  error_text_ = error.text();
+  take_status(MigrationStatus::failed);
+}
+
+Result<void> DaemonService::check_idle() const {
+  if (lifecycle_.in_progress()) return plan_error("There's a migration process in progress");
+  if (worker_) return machine_error("The machine is being examined (verify-machine or calc-dirty-rate); try again when that is done");
+  return {};
+}
+
+Result<std::unique_ptr<DaemonService::Run>> DaemonService::new_run(Direction) {
+  static std::uint64_t last_id = 0;
+  auto run = std::make_unique<Run>(*this);
+  run->id = ++last_id;
+  MD_TRY(run->stop, StopSource::make());
+  MD_TRY(run->continue_gate, Gate::make());
+  return run;
+}
+
+// --- outgoing ---------------------------------------------------------------------------------------------------
+
+Result<void> DaemonService::migrate(const transports::Address& address, bool resume, transports::FdSource& fds) {
+  MD_TRY(SourcePlan plan, make_source_plan(capabilities_, parameters_, address));
+  if (resume) return plan_error("Cannot resume if there is no paused migration");
+  MD_CHECK(check_idle());
+  MD_CHECK(run_control_.check_may_migrate());
+  MD_TRY(auto run, new_run(Direction::outgoing));
+
+  start_status(Direction::outgoing);
+  transports::ConnectOptions connect;
+  connect.allow_exec = options_.allow_exec;
+  auto target = transports::prepare_outgoing(address, fds, connect);
+  if (!target) {
+    fail_at_once(target.error());
+    return std::move(target).error();
+  }
+  last_peer_ = transports::to_string(address);
+  run->progress = progress_;
+  run->source = std::make_unique<MigrationSource>(plan, std::move(*target), *machine_, run_control_, limits_, *progress_,
+                                                  run->events, *run->stop, *run->continue_gate);
+  run_ = std::move(run);
+  run_->thread = std::thread([this, run = run_.get()] {
+    ::pthread_setname_np(::pthread_self(), "mover");
+    run->thread_id = ::gettid();
+    run->source_outcome = run->source->run();
+    post_([this, id = run->id] { finish_run(id); });
+  });
+  return {};
+}
+
+void DaemonService::finish_outgoing(Run& run) {
+  SourceOutcome& outcome = *run.source_outcome;
+  log_summary(run, outcome.result);
+  if (outcome.result) return take_status(MigrationStatus::completed);
+
+  const Error& error = outcome.result.error();
+  // A cancel that came after the point of no return did not cancel anything: the truth is `failed`.
+  const bool cancelled = lifecycle_.status() == MigrationStatus::cancelling && outcome.ownership == Ownership::ours;
+  if (!error.is_cancelled()) error_text_ = error.text();
+  if (cancelled) {
+    if (outcome.resumed) events_.resume();
+    take_status(MigrationStatus::cancelled);
+  } else {
+    take_status(MigrationStatus::failed);
+    if (outcome.resumed) events_.resume();
+  }
+}
+
+// --- incoming ---------------------------------------------------------------------------------------------------
+
+Result<void> DaemonService::migrate_incoming(const transports::Address& address, bool exit_on_error,
+                                             transports::FdSource& fds) {
+  MD_TRY(DestinationPlan plan, make_destination_plan(capabilities_, parameters_, address));
+  if (run_control_.state() != qmp::RunState::inmigrate) {
+    if (direction_ == Direction::incoming) return plan_error("The incoming migration has already been started");
+    return plan_error("'-incoming' was not specified on the command line");
+  }
+  if (lifecycle_.in_progress()) return plan_error("The incoming migration has already been started");
+  MD_TRY(auto run, new_run(Direction::incoming));
+
+  transports::ListenOptions listen;
+  listen.allow_exec = options_.allow_exec;
+  listen.inherited_fds = options_.inherited_fds;
+  MD_TRY(auto target, transports::open_incoming(address, fds, listen));
+  if (const auto* fd = std::get_if<transports::FdAddress>(&address)) {
+    // An inherited descriptor is used once.
+    std::erase_if(options_.inherited_fds, [&](int number) { return std::to_string(number) == fd->name; });
+  }
+
+  start_status(Direction::incoming);
+  last_peer_ = transports::to_string(address);
+  if (auto* listener = target.listener()) listening_ = listener->bound_addresses();
+  std::unique_ptr<MachineReceiver> receiver;
+  if (machine_) {
+    receiver = std::make_unique<ResidentReceiver>(*machine_);
+  } else {
+    receiver = std::make_unique<ParkedReceiver>();
+  }
+  run->progress = progress_;
+  run->exit_on_error = exit_on_error;
+  run->destination =
+      std::make_unique<MigrationDestination>(plan, std::move(target), std::move(receiver), options_.uuid, run_control_,
+                                             *progress_, run->events, *run->stop);
+  run_ = std::move(run);
+  run_->thread = std::thread([this, run = run_.get()] {
+    ::pthread_setname_np(::pthread_self(), "mover");
+    run->thread_id = ::gettid();
+    run->destination_outcome = run->destination->run();
+    post_([this, id = run->id] { finish_run(id); });
+  });
+  return {};
+}
+
+void DaemonService::finish_incoming(Run& run) {
+  DestinationOutcome& outcome = *run.destination_outcome;
+  if (outcome.machine) machine_ = std::move(outcome.machine);
+  log_summary(run, outcome.result);
+  if (outcome.result) {
+    listening_.clear();
+    return take_status(MigrationStatus::completed);
+  }
+  const Error& error = outcome.result.error();
+  if (lifecycle_.status() == MigrationStatus::cancelling) return take_status(MigrationStatus::cancelled);
+  error_text_ = error.text();
+  take_status(MigrationStatus::failed);
+  if (run.exit_on_error && options_.exit_on_error) options_.exit_on_error();
+}
+
+// --- both ---------------------------------------------------------------------------------------------------------
+
+void DaemonService::finish_run(std::uint64_t id) {
+  // shut_down() may have been here before the message came.
+  if (!run_ || run_->id != id) return;
+  run_->thread.join();
+  const std::unique_ptr<Run> run = std::move(run_);
+  if (run->source) {
+    finish_outgoing(*run);
+  } else {
+    finish_incoming(*run);
+  }
+}
+
+void DaemonService::log_summary(const Run& run, const Result<void>& result) const {
+  const Progress& progress = *run.progress;
+  const auto elapsed = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - started_).count();
+  const std::string text = fmt::format(
+      "{} {}: {}: {} ms total, {} ms setup, {:.3f} ms downtime, {} bytes, {} pages, {} zero pages, {} passes",
+      run.source ? "migration to" : "migration from", printable(last_peer_, 200),
+      result ? "completed" : result.error().text(), elapsed, progress.setup_ms.load(),
+      static_cast<double>(progress.downtime_us.load()) / 1000, progress.transferred.load(),
+      progress.normal_pages.load(), progress.zero_pages.load(), progress.passes.load());
+  if (result || result.error().is_cancelled()) {
+    log::info("{}", text);
+  } else {
+    log::error("{}", text);
+  }
+}
+
+Result<void> DaemonService::cancel() {
+  if (!lifecycle_.cancel()) return {};
+  emit_status();
+  run_->stop->request();
+  return {};
+}
+
+Result<void> DaemonService::yank() {
+  if (!run_) return plan_error("Instance not found");
+  // Broken, not cancelled: the migration ends as failed.
+  run_->stop->request();
+  return {};
+}
+
+Result<void> DaemonService::continue_from(MigrationStatus state) {
+  // QEMU also takes any other state that happens to be the present one; there it has no use, here it is refused.
+  if (state != lifecycle_.status() || state != MigrationStatus::pre_switchover) {
+    return plan_error(fmt::format("Migration not in expected state: {}", qmp::to_name(lifecycle_.status())));
+  }
+  run_->continue_gate->open();
+  return {};
+}
+
+Result<void> DaemonService::start_postcopy() {
+  return plan_error("Enable postcopy with migrate_set_capability before the start of migration");
+}
+
+Result<void> DaemonService::pause_migration() {
+  return plan_error("migrate-pause is currently only supported during postcopy-active or postcopy-recover state");
+}
+
+Result<void> DaemonService::recover(const transports::Address&, transports::FdSource&) {
+  return plan_error("Migrate recover can only be run when postcopy is paused.");
+}
+
+Result<void> DaemonService::stop() {
+  MD_TRY(const bool stopped, run_control_.stop());
+  if (stopped) events_.stop();
+  return {};
+}
+
+Result<void> DaemonService::cont() {
+  MD_TRY(const bool resumed, run_control_.cont());
+  if (resumed) events_.resume();
+  return {};
+}
+
+std::string DaemonService::shut_down() {
+  worker_.reset();
+  if (!run_) {
+    if (!machine_ || run_control_.ownership() == Ownership::none) return "no machine was held";
+    if (run_control_.ownership() == Ownership::handed_over) return "the machine had been handed over before";
+    return machine_->kind() == MachineKind::parked
+               ? "the parked machine is lost: it was held in memory only and had not been handed over"
+               : "the machine ends with this process";
+  }
+  const bool outgoing = run_->source != nullptr;
+  lifecycle_.cancel();
+  run_->stop->request();
+  run_->thread.join();
+  const auto id = run_->id;
+  const bool moved = outgoing && run_->source_outcome->result.has_value();
+  run_->thread = std::thread([] {});  // finish_run joins
+  finish_run(id);
+  if (moved) return "the running migration had just completed: the peer has the machine";
+  if (!outgoing) return "the incoming migration was cancelled: the machine stays with its source";
+  return "the running migration was cancelled; the machine was ours and ends with this process";
+}
+
+}  // namespace migrationd::migration

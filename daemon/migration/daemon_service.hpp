@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// DaemonService: the MigrationService of the process. Owns the machine slot, the settings, and at most one running
+// migration with its mover thread.
+//
+// One migration is one Run: its stop, gate, progress, thread and outcome. The mover writes the outcome, posts one last
+// message and ends; control joins it, draws the consequences and drops the Run. Messages of the mover arrive in the
+// order it posted them, so that the last one really is.
+//
+// Thread: control, except for the functions handed to `post`, which only this class calls from movers.
+#pragma once
+
+#include "daemon/machine/machine.hpp"
+#include "daemon/migration/destination.hpp"
+#include "daemon/migration/lifecycle.hpp"
+#include "daemon/migration/live_limits.hpp"
+#include "daemon/migration/run_control.hpp"
+#include "daemon/migration/service.hpp"
+#include "daemon/migration/source.hpp"
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace migrationd::migration {
+
+// Runs a function on the control thread, soon, in the order of the calls. Callable from any thread.
+using Post = std::function<void(std::function<void()>)>;
+
+struct ServiceOptions {
+  bool start_paused = false;         // --paused
+  bool allow_exec = true;            // --allow-exec
+  std::optional<stream::Uuid> uuid;  // --uuid
+  std::vector<int> inherited_fds;    // descriptors `fd:NUMBER` may name
+  // Called on control when an incoming migration failed whose exit-on-error was true.
+  std::function<void()> exit_on_error;
+  // Called on control when the status changed; for the service manager's status line.
+  std::function<void(const std::string&)> status_text;
+};
+
+class DaemonService final : public MigrationService {
+ public:
+  DaemonService(ServiceOptions options, EventSink& events, Post post);
+  ~DaemonService() override;
+
+  // A machine that is here from the start (synthetic). `waits`: it is a destination (--incoming) and does not run.
+  void adopt_machine(std::unique_ptr<Machine> machine, bool waits);
+  // Ends what runs, for SIGTERM: cancels and waits. Says in one sentence what became of the machine.
+  std::string shut_down();
+
+  const qmp::Capabilities& capabilities() const override { return capabilities_; }
+  const qmp::MigrationParameters& parameters() const override { return parameters_; }
+  Result<void> replace_capabilities(const qmp::Capabilities& capabilities) override;
+  void replace_parameters(const qmp::MigrationParameters& parameters) override;
+  bool incoming_started() const override;
+
+  Result<void> migrate(const transports::Address& address, bool resume, transports::FdSource& fds) override;
+  Result<void> migrate_incoming(const transports::Address& address, bool exit_on_error,
+                                transports::FdSource& fds) override;
+  Result<void> cancel() override;
+  Result<void> continue_from(qmp::MigrationStatus state) override;
+  Result<void> start_postcopy() override;
+  Result<void> pause_migration() override;
+  Result<void> recover(const transports::Address& address, transports::FdSource& fds) override;
+  bool in_progress() const override { return lifecycle_.in_progress(); }
+  Result<void> yank() override;
+  qmp::MigrationInfo info() const override;
+  std::vector<Thread> threads() const override;
+
+  qmp::RunState run_state() const override { return run_control_.state(); }
+  Result<void> stop() override;
+  Result<void> cont() override;
+
+  Result<nlohmann::json> query_machine() const override;
+  void verify_machine(std::function<void(Result<nlohmann::json>)> done) override;
+  void measure_dirty_rate(std::chrono::milliseconds period, std::function<void(Result<std::uint64_t>)> done) override;
+
+ private:
+  enum class Direction { none, outgoing, incoming };
+  struct Run;
+  class Worker;
+  class PostingEvents;
+
+  Result<std::unique_ptr<Run>> new_run(Direction direction);
+  void start_status(Direction direction);
+  void fail_at_once(const Error& error);
+  void take_status(qmp::MigrationStatus status);
+  void take_pass(std::uint64_t pass);
+  void emit_status();
+  void finish_run(std::uint64_t id);
+  void finish_outgoing(Run& run);
+  void finish_incoming(Run& run);
+  void log_summary(const Run& run, const Result<void>& result) const;
+  Result<void> check_idle() const;
+  void on_worker_done();
+  qmp::MigrationRamStats ram_stats() const;
+
+  ServiceOptions options_;
+  EventSink& events_;
+  Post post_;
+  qmp::Capabilities capabilities_;
+  qmp::MigrationParameters parameters_;
+  LiveLimits limits_;
+  std::unique_ptr<Machine> machine_;
+  bool machine_waits_ = false;  // a resident machine that is a destination
+  RunControl run_control_;
+  Lifecycle lifecycle_;
+  Direction direction_ = Direction::none;
+  // The last migration's numbers outlive its Run, for query-migrate.
+  std::shared_ptr<Progress> progress_;
+  Clock::time_point started_{};
+  std::optional<std::string> error_text_;
+  std::vector<transports::Address> listening_;
+  std::string last_peer_;
+  std::unique_ptr<Run> run_;
+  // verify-machine or calc-dirty-rate at work; no migration starts meanwhile.
+  std::unique_ptr<Worker> worker_;
+};
+
+}  // namespace migrationd::migration

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the service answers: query-migrate at each stage (qmp.md 11), query-machine, threads.
+#include "daemon/machine/parked.hpp"
+#include "daemon/migration/daemon_service.hpp"
+#include "daemon/migration/machine_worker.hpp"
+#include "daemon/migration/run.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace migrationd::migration {
+namespace {
+
+using qmp::MigrationStatus;
+
+bool is_active_like(MigrationStatus status) noexcept {
+  return status == MigrationStatus::active || status == MigrationStatus::pre_switchover ||
+         status == MigrationStatus::device || status == MigrationStatus::cancelling;
+}
+
+std::uint64_t milliseconds_since(Clock::time_point start) {
+  return static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count());
+}
+
+std::string_view ownership_name(Ownership ownership) noexcept {
+  switch (ownership) {
+    case Ownership::none:
+      return "none";
+    case Ownership::ours:
+      return "ours";
+    case Ownership::handed_over:
+      return "handed-over";
+    case Ownership::unknown:
+      return "unknown";
+  }
+  return "none";
+}
+
+qmp::SocketAddress to_qmp(const transports::Address& address) {
+  qmp::SocketAddress out;
+  if (const auto* inet = std::get_if<transports::InetAddress>(&address)) {
+    out.type = qmp::SocketAddressType::inet;
+    qmp::InetSocketAddress body;
+    body.host = inet->host;
+    body.port = inet->port;
+    body.ipv4 = inet->ipv4;
+    body.ipv6 = inet->ipv6;
+    out.u = body;
+  } else if (const auto* path = std::get_if<transports::UnixAddress>(&address)) {
+    out.type = qmp::SocketAddressType::unix_path;
+    qmp::UnixSocketAddress body;
+    body.path = path->path;
+    out.u = body;
+  } else if (const auto* vsock = std::get_if<transports::VsockAddress>(&address)) {
+    out.type = qmp::SocketAddressType::vsock;
+    qmp::VsockSocketAddress body;
+    body.cid = vsock->cid;
+    body.port = vsock->port;
+    out.u = body;
+  }
+  return out;
+}
+
+}  // namespace
+
+qmp::MigrationRamStats DaemonService::ram_stats() const {
+  const Progress& from = *progress_;
+  const bool completed = lifecycle_.status() == MigrationStatus::completed;
+  qmp::MigrationRamStats stats;
+  stats.transferred = from.transferred;
+  stats.remaining = completed ? 0 : from.remaining.load();
+  stats.total = from.ram_total;
+  stats.duplicate = from.zero_pages;
+  stats.normal = from.normal_pages;
+  stats.normal_bytes = from.normal_pages * ram::page_size;
+  stats.dirty_pages_rate = completed ? 0 : from.dirty_pages_rate.load();
+  stats.dirty_sync_count = from.passes;
+  stats.page_size = ram::page_size;
+  stats.pages_per_second = static_cast<std::uint64_t>(from.pages_per_second.load());
+  stats.precopy_bytes = from.precopy_bytes;
+  stats.downtime_bytes = from.downtime_bytes;
+  double bytes_per_second = from.bytes_per_second;
+  if (completed && from.total_ms > 0) {
+    bytes_per_second = static_cast<double>(from.transferred) * 1000 / static_cast<double>(from.total_ms);
+  }
+  stats.mbps = bytes_per_second * 8 / 1e6;
+  return stats;
+}
+
+qmp::MigrationInfo DaemonService::info() const {
+  qmp::MigrationInfo info;
+  const MigrationStatus status = lifecycle_.status();
+  if (status == MigrationStatus::none) return info;
+  info.status = status;
+  info.error_desc = error_text_;
+  if (direction_ == Direction::incoming) {
+    if (!listening_.empty()) {
+      std::vector<qmp::SocketAddress> addresses(listening_.size());
+      std::transform(listening_.begin(), listening_.end(), addresses.begin(), to_qmp);
+      info.socket_address = std::move(addresses);
+    }
+    return info;
+  }
+  const bool completed = status == MigrationStatus::completed;
+  if (!is_active_like(status) && !completed) return info;
+  info.setup_time = static_cast<std::uint64_t>(progress_->setup_ms.load());
+  info.ram = ram_stats();
+  if (completed) {
+    info.total_time = static_cast<std::uint64_t>(progress_->total_ms.load());
+    info.downtime = static_cast<std::uint64_t>((progress_->downtime_us.load() + 999) / 1000);
+    return info;
+  }
+  info.total_time = milliseconds_since(started_);
+  const std::int64_t expected = progress_->expected_downtime_ms;
+  info.expected_downtime = expected < 0 ? parameters_.downtime_limit : static_cast<std::uint64_t>(expected);
+  if (const unsigned percent = progress_->throttle_percent; percent != 0) info.cpu_throttle_percentage = percent;
+  return info;
+}
+
+std::vector<MigrationService::Thread> DaemonService::threads() const {
+  std::vector<Thread> threads;
+  if (run_ && run_->thread_id != 0) {
+    threads.push_back({run_->source ? "migration/src/main" : "migration/dst/main", run_->thread_id.load()});
+  }
+  return threads;
+}
+
+Result<nlohmann::json> DaemonService::query_machine() const {
+  using nlohmann::json;
+  json out;
+  out["owner"] = ownership_name(run_control_.ownership());
+  out["peer"] = last_peer_;
+  if (!machine_) {
+    out["kind"] = "none";
+    return out;
+  }
+  out["kind"] = machine_->kind() == MachineKind::parked ? "parked" : "synthetic";
+  out["machine-type"] = machine_->configuration().machine_name;
+  out["dirty-log"] = machine_->dirty_log() != nullptr ? machine_->dirty_log()->kind() : "none";
+  json blocks = json::array();
+  const ram::RamMap& ram = machine_->ram();
+  for (std::size_t i = 0; i < ram.size(); ++i) {
+    const ram::RamBlock& block = ram.at(i);
+    MD_TRY(const std::uint64_t allocated, block.allocated_bytes());
+    blocks.push_back({{"name", block.name()},
+                      {"size", block.length()},
+                      {"page-size", block.backing_page()},
+                      {"allocated", allocated}});
+  }
+  out["blocks"] = std::move(blocks);
+  json devices = json::array();
+  if (const auto* parked = dynamic_cast<const ParkedMachine*>(machine_.get())) {
+    for (const stream::DeviceSection& section : parked->devices().sections) {
+      devices.push_back({{"name", section.name},
+                         {"instance-id", section.instance_id},
+                         {"version-id", section.version_id},
+                         {"size", section.body.size()}});
+    }
+  }
+  out["devices"] = std::move(devices);
+  return out;
+}
+
+}  // namespace migrationd::migration

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// MigrationDestination: a machine arrives.
+//
+// run() is a list of phases on the mover thread. The machine exists for the daemon only when the last one has
+// succeeded: the stream was read to its end and every byte of device state accounted for, every block's list
+// checked, the devices loaded. Then the source is answered (SHUT 0), and only then may the guest run: so whatever
+// fails before leaves the machine with the source, and what fails after cannot take it back
+// (docs/architecture.md, "Whose machine is it").
+//
+// Thread: constructed on control, run() on the mover.
+#pragma once
+
+#include "base/stop.hpp"
+#include "daemon/machine/machine.hpp"
+#include "daemon/machine/receiver.hpp"
+#include "daemon/migration/mover_events.hpp"
+#include "daemon/migration/plan.hpp"
+#include "daemon/migration/run_control.hpp"
+#include "protocol/stream/configuration.hpp"
+#include "protocol/stream/sections.hpp"
+#include "transports/buffered.hpp"
+#include "transports/listen.hpp"
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace migrationd::ram {
+class RamSectionReader;
+}
+
+namespace migrationd::migration {
+
+struct DestinationOutcome {
+  Result<void> result;
+  std::unique_ptr<Machine> machine;  // the new machine, if the receiver made one and all went well
+};
+
+class MigrationDestination {
+ public:
+  MigrationDestination(DestinationPlan plan, transports::IncomingTarget target, std::unique_ptr<MachineReceiver> receiver,
+                       std::optional<stream::Uuid> own_uuid, RunControl& run_control, Progress& progress,
+                       MoverEvents& events, StopSource& stop);
+  ~MigrationDestination();
+
+  DestinationOutcome run();
+
+ private:
+  Result<void> run_phases();
+  Result<void> accept();
+  Result<void> read_preamble();
+  Result<void> read_until_ram_end();
+  Result<void> read_devices();
+  Result<void> load_devices();
+  Result<void> answer();
+  Result<void> start_guest();
+
+  Result<void> handle_command(const stream::Command& command);
+  Result<void> begin_ram(const stream::SectionHeader& header);
+  Result<void> read_ram_body(std::uint32_t section_id);
+  Result<void> read_early_section(const stream::SectionHeader& header);
+  Result<void> read_footer(std::uint32_t section_id, std::string_view name);
+  Result<void> tell_source(const stream::ReturnMessage& message);
+  void report_failure() noexcept;
+
+  DestinationPlan plan_;
+  std::optional<transports::IncomingTarget> target_;
+  std::unique_ptr<MachineReceiver> receiver_;
+  std::optional<stream::Uuid> own_uuid_;
+  RunControl& run_control_;
+  Progress& progress_;
+  MoverEvents& events_;
+  StopSource& stop_;
+
+  std::unique_ptr<transports::Channel> channel_;
+  std::unique_ptr<transports::BufferedReader> reader_;
+  bool return_path_open_ = false;
+  Machine* machine_ = nullptr;
+  std::optional<std::uint32_t> ram_section_id_;
+  bool ram_ended_ = false;
+  bool addresses_in_setup_ = false;
+  std::unique_ptr<ram::RamSectionReader> ram_reader_;
+  std::vector<DeviceSection> early_sections_;
+  DeviceState devices_;
+};
+
+}  // namespace migrationd::migration

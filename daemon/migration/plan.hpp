@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The plan: settings and address checked against each other and frozen when a migration starts. The one place where
+// contradictions are refused (file-and-channels.md section 6); the data path asks no setting afterwards.
+//
+// What is off stays out: a plan says what this migration does, not what capabilities exist.
+#pragma once
+
+#include "base/result.hpp"
+#include "protocol/qmp/parameters.hpp"
+#include "transports/address.hpp"
+
+#include <array>
+#include <cstdint>
+#include <optional>
+
+namespace migrationd::migration {
+
+struct SourcePlan {
+  // Ask the destination to answer. Off for one-way transports whatever the capability says: nobody could answer,
+  // and QEMU hangs there in `device` (qmp.md 11).
+  bool return_path = false;
+  // Do not stop the guest before the destination said SWITCHOVER_ACK.
+  bool switchover_ack = false;
+  // Stop in pre-switchover until migrate-continue.
+  bool pause_before_switchover = false;
+  bool auto_converge = false;
+  // Leave memory nobody ever touched out of the stream (__org.migrationd_skip-holes, on at both ends).
+  bool skip_holes = false;
+  // Put the machine's UUID into the configuration section.
+  bool validate_uuid = false;
+};
+
+struct DestinationPlan {
+  bool switchover_ack = false;
+  bool skip_holes = false;
+  bool validate_uuid = false;
+};
+
+// Errors: ErrorKind::plan, QEMU's texts.
+Result<SourcePlan> make_source_plan(const qmp::Capabilities& capabilities, const qmp::MigrationParameters& parameters,
+                                    const transports::Address& address);
+Result<DestinationPlan> make_destination_plan(const qmp::Capabilities& capabilities,
+                                              const qmp::MigrationParameters& parameters,
+                                              const transports::Address& address);
+
+}  // namespace migrationd::migration

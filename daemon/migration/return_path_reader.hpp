@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// ReturnPathReader: the source's ear. A thread reads what the destination says (stream.md section 9) and keeps the
+// little that the mover wants to know: acknowledged the switchover? finished, and how?
+//
+// Thread: constructed and destroyed by the mover; the queries may be called by the mover at any time. The destructor
+// shuts the channel down and joins.
+#pragma once
+
+#include "base/gate.hpp"
+#include "base/stop.hpp"
+#include "transports/channel.hpp"
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+
+namespace migrationd::migration {
+
+enum class PeerAnswer : std::uint8_t {
+  none,
+  success,  // SHUT 0
+  failure,  // SHUT not 0
+  lost,     // the connection ended, or what came was not a message
+};
+
+class ReturnPathReader {
+ public:
+  // The channel outlives the reader.
+  static Result<std::unique_ptr<ReturnPathReader>> start(transports::Channel& channel, StopSource& stop);
+  ~ReturnPathReader();
+
+  PeerAnswer answer() const noexcept { return answer_.load(std::memory_order_acquire); }
+  bool switchover_acknowledged() const noexcept { return acknowledged_.load(std::memory_order_acquire); }
+  // Blocks until an answer is there (also `lost`), or the stop.
+  Result<void> wait_for_answer() const { return answered_->wait(stop_); }
+  // The same, but not longer than `limit`; what is there then.
+  PeerAnswer wait_for_answer(std::chrono::milliseconds limit) const;
+  // Why the answer is `failure` or `lost`; call only then.
+  Error why() const;
+
+ private:
+  ReturnPathReader(transports::Channel& channel, StopSource& stop, std::unique_ptr<Gate> answered);
+  void run();
+  Result<PeerAnswer> read_messages();
+  void finish(PeerAnswer answer, Error why);
+
+  transports::Channel& channel_;
+  StopSource& stop_;
+  std::unique_ptr<Gate> answered_;
+  std::atomic<PeerAnswer> answer_{PeerAnswer::none};
+  std::atomic<bool> acknowledged_{false};
+  // Written before answered_ opens, read after.
+  Error why_;
+  std::thread thread_;
+};
+
+}  // namespace migrationd::migration

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Run: one migration at work. Private to DaemonService.
+//
+// What the mover touches is made before its thread starts and freed after it was joined.
+#pragma once
+
+#include "daemon/migration/daemon_service.hpp"
+
+#include <atomic>
+#include <thread>
+
+namespace migrationd::migration {
+
+// Posts what the mover says to control, in order.
+class DaemonService::PostingEvents final : public MoverEvents {
+ public:
+  explicit PostingEvents(DaemonService& service) noexcept : service_(service) {}
+  void status(qmp::MigrationStatus status) override {
+    service_.post_([&service = service_, status] { service.take_status(status); });
+  }
+  void pass(std::uint64_t number) override {
+    service_.post_([&service = service_, number] { service.take_pass(number); });
+  }
+  void guest_stopped() override {
+    service_.post_([&service = service_] { service.events_.stop(); });
+  }
+  void guest_resumed() override {
+    service_.post_([&service = service_] { service.events_.resume(); });
+  }
+
+ private:
+  DaemonService& service_;
+};
+
+struct DaemonService::Run {
+  explicit Run(DaemonService& service) noexcept : events(service) {}
+  ~Run() {
+    // Only shut_down() and finish_run() end a Run, both after a join; this is for a Run that never started.
+    if (thread.joinable()) {
+      stop->request();
+      thread.join();
+    }
+  }
+
+  std::uint64_t id = 0;
+  std::unique_ptr<StopSource> stop;
+  std::unique_ptr<Gate> continue_gate;
+  std::shared_ptr<Progress> progress;
+  PostingEvents events;
+  bool exit_on_error = false;
+  std::unique_ptr<MigrationSource> source;
+  std::unique_ptr<MigrationDestination> destination;
+  // Written by the mover before its last message.
+  std::optional<SourceOutcome> source_outcome;
+  std::optional<DestinationOutcome> destination_outcome;
+  std::atomic<int> thread_id{0};
+  std::thread thread;
+};
+
+}  // namespace migrationd::migration

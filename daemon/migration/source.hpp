@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// MigrationSource: the machine leaves.
+//
+// run() is a list of phases on the mover thread. Whatever phase fails, settle() decides whose the machine is by the
+// point that was reached (docs/architecture.md, "Whose machine is it"), and that is the only place that does:
+//
+//   before the stop            ours, as it was
+//   stopped, EOF not tried     ours, runs again if it ran
+//   EOF tried, return path     answered 0: the peer's. Answered failure: ours, runs again. No answer: unknown, stays
+//                              stopped until `cont`
+//   EOF written, no answer     the peer's; nothing more can be known
+//     possible
+//   into a file                ours in any case
+//
+// The byte that counts is EOF: a QEMU destination starts the guest when the connection ends after it, description or
+// not (stream.md section 10). So everything before EOF is flushed first, and EOF goes out with the description in one
+// write.
+//
+// Thread: constructed on control, run() on the mover; continue_from_pause() from control.
+#pragma once
+
+#include "base/gate.hpp"
+#include "base/stop.hpp"
+#include "daemon/machine/machine.hpp"
+#include "daemon/migration/live_limits.hpp"
+#include "daemon/migration/mover_events.hpp"
+#include "daemon/migration/plan.hpp"
+#include "daemon/migration/return_path_reader.hpp"
+#include "daemon/migration/run_control.hpp"
+#include "daemon/migration/switchover_policy.hpp"
+#include "transports/buffered.hpp"
+#include "transports/connect.hpp"
+
+#include <memory>
+#include <optional>
+#include <string>
+
+namespace migrationd::migration {
+
+class PrecopySender;
+
+struct SourceOutcome {
+  Result<void> result;
+  // What the machine is after settle(); `ours` may run again.
+  Ownership ownership = Ownership::ours;
+  // The guest was started again after the failure: RESUME is still to be emitted.
+  bool resumed = false;
+};
+
+class MigrationSource {
+ public:
+  // What it works on outlives it. `continue_gate` is opened by migrate-continue.
+  MigrationSource(SourcePlan plan, transports::OutgoingTarget target, Machine& machine, RunControl& run_control,
+                  const LiveLimits& limits, Progress& progress, MoverEvents& events, StopSource& stop,
+                  Gate& continue_gate);
+  ~MigrationSource();
+
+  SourceOutcome run();
+
+ private:
+  enum class Point { before_stop, stopped, eof_tried, answered };
+
+  Result<void> run_phases();
+  Result<void> connect();
+  Result<void> open_stream();
+  Result<void> set_up_memory();
+  Result<void> iterate();
+  Result<void> stop_machine();
+  Result<void> wait_in_pre_switchover();
+  Result<void> send_rest();
+  Result<void> send_devices();
+  Result<void> send_end();
+  Result<void> await_answer();
+
+  SourceOutcome settle(Result<void> result);
+  Result<void> prefer_peers_word(Result<void> result);
+
+  SourcePlan plan_;
+  transports::OutgoingTarget target_;
+  Machine& machine_;
+  RunControl& run_control_;
+  const LiveLimits& limits_;
+  Progress& progress_;
+  MoverEvents& events_;
+  StopSource& stop_;
+  Gate& continue_gate_;
+
+  Clock::time_point started_ = Clock::now();
+  Clock::time_point stopped_at_{};
+  Point point_ = Point::before_stop;
+  std::unique_ptr<transports::Channel> channel_;
+  std::unique_ptr<transports::BufferedWriter> writer_;
+  std::unique_ptr<ReturnPathReader> return_path_;
+  std::unique_ptr<PrecopySender> sender_;
+  std::optional<std::string> description_;
+};
+
+}  // namespace migrationd::migration
