@@ -8,8 +8,8 @@ namespace migrationd {
 Result<void> ResidentReceiver::begin(const MachineConfiguration& configuration) {
   const std::string& own = machine_.configuration().machine_name;
   if (configuration.machine_name == own) return {};
-  return machine_error(fmt::format("Machine type received is '{}' and local is '{}'",
-                                   printable(configuration.machine_name), own));
+  return machine_error(
+      fmt::format("Machine type received is '{}' and local is '{}'", printable(configuration.machine_name), own));
 }
 
 Result<Machine*> ResidentReceiver::prepare_memory(std::span<const stream::RamSetupBlock> blocks, std::uint32_t) {

@@ -99,7 +99,9 @@ void DaemonService::fail_at_once(const Error& error) {
 
 Result<void> DaemonService::check_idle() const {
   if (lifecycle_.in_progress()) return plan_error("There's a migration process in progress");
-  if (worker_) return machine_error("The machine is being examined (verify-machine or calc-dirty-rate); try again when that is done");
+  if (worker_)
+    return machine_error(
+        "The machine is being examined (verify-machine or calc-dirty-rate); try again when that is done");
   return {};
 }
 
@@ -131,8 +133,8 @@ Result<void> DaemonService::migrate(const transports::Address& address, bool res
   }
   last_peer_ = transports::to_string(address);
   run->progress = progress_;
-  run->source = std::make_unique<MigrationSource>(plan, std::move(*target), *machine_, run_control_, limits_, *progress_,
-                                                  run->events, *run->stop, *run->continue_gate);
+  run->source = std::make_unique<MigrationSource>(plan, std::move(*target), *machine_, run_control_, limits_,
+                                                  *progress_, run->events, *run->stop, *run->continue_gate);
   run_ = std::move(run);
   run_->thread = std::thread([this, run = run_.get()] {
     ::pthread_setname_np(::pthread_self(), "mover");
@@ -193,9 +195,8 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
   }
   run->progress = progress_;
   run->exit_on_error = exit_on_error;
-  run->destination =
-      std::make_unique<MigrationDestination>(plan, std::move(target), std::move(receiver), options_.uuid, run_control_,
-                                             *progress_, run->events, *run->stop);
+  run->destination = std::make_unique<MigrationDestination>(plan, std::move(target), std::move(receiver), options_.uuid,
+                                                            run_control_, *progress_, run->events, *run->stop);
   run_ = std::move(run);
   run_->thread = std::thread([this, run = run_.get()] {
     ::pthread_setname_np(::pthread_self(), "mover");

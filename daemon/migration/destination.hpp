@@ -39,9 +39,9 @@ struct DestinationOutcome {
 
 class MigrationDestination {
  public:
-  MigrationDestination(DestinationPlan plan, transports::IncomingTarget target, std::unique_ptr<MachineReceiver> receiver,
-                       std::optional<stream::Uuid> own_uuid, RunControl& run_control, Progress& progress,
-                       MoverEvents& events, StopSource& stop);
+  MigrationDestination(DestinationPlan plan, transports::IncomingTarget target,
+                       std::unique_ptr<MachineReceiver> receiver, std::optional<stream::Uuid> own_uuid,
+                       RunControl& run_control, Progress& progress, MoverEvents& events, StopSource& stop);
   ~MigrationDestination();
 
   DestinationOutcome run();

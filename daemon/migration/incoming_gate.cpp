@@ -46,7 +46,9 @@ Verdict examine(const Candidate& candidate, std::string& reason) {
     return Verdict::drop;
   }
   const auto have = static_cast<std::size_t>(count);
-  const auto expected = stream::encode_header();
+  ByteWriter header;
+  stream::encode_header(header);
+  const ByteView expected = header.view();
   if (!std::equal(seen.begin(), seen.begin() + count, expected.begin())) {
     reason = "not a migration stream";
     return Verdict::drop;

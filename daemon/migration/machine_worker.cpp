@@ -7,8 +7,8 @@
 
 namespace migrationd::migration {
 
-Result<std::unique_ptr<DaemonService::Worker>> DaemonService::Worker::start(
-    DaemonService& service, std::function<Finish(StopSource&)> work) {
+Result<std::unique_ptr<DaemonService::Worker>> DaemonService::Worker::start(DaemonService& service,
+                                                                            std::function<Finish(StopSource&)> work) {
   MD_TRY(auto stop, StopSource::make());
   std::unique_ptr<Worker> worker(new Worker(std::move(stop)));
   worker->thread_ = std::thread([&service, work = std::move(work), stop_source = worker->stop_.get()] {

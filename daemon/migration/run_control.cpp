@@ -37,17 +37,13 @@ Result<bool> RunControl::stop() {
 
 Result<bool> RunControl::cont() {
   const std::lock_guard lock(mutex_);
-  switch (state_) {
-    case RunState::inmigrate:
-      start_when_loaded_ = true;
-      return false;
-    case RunState::running:
-      return false;
-    case RunState::finish_migrate:
-      return machine_error("Migration is not finalized yet");
-    default:
-      return run_locked();
+  if (state_ == RunState::inmigrate) {
+    start_when_loaded_ = true;
+    return false;
   }
+  if (state_ == RunState::running) return false;
+  if (state_ == RunState::finish_migrate) return machine_error("Migration is not finalized yet");
+  return run_locked();
 }
 
 Result<bool> RunControl::run_locked() {

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/migration/plan.hpp"
+
+#include <variant>
+
+namespace migrationd::migration {
+namespace {
+
+using qmp::Capabilities;
+using qmp::Capability;
+using transports::Address;
+
+template <class Kind>
+bool is(const Address& address) noexcept {
+  return std::holds_alternative<Kind>(address);
+}
+
+bool takes_many_channels(const Address& address, bool mapped_ram) noexcept {
+  return is<transports::InetAddress>(address) || is<transports::UnixAddress>(address) ||
+         is<transports::VsockAddress>(address) || (is<transports::FileAddress>(address) && mapped_ram);
+}
+
+// The matrix of file-and-channels.md section 6, in QEMU's order. A row whose capability this build lacks cannot be
+// reached yet; it stands here because the matrix belongs in one place.
+Result<void> check_transport(const Capabilities& capabilities, const Address& address) {
+  const bool mapped_ram = capabilities.has(Capability::mapped_ram);
+  if (mapped_ram && !is<transports::FileAddress>(address)) {
+    return plan_error("Migration requires seekable transport (e.g. file)");
+  }
+  const bool many = capabilities.has(Capability::multifd) || capabilities.has(Capability::postcopy_preempt);
+  if (many && !takes_many_channels(address, mapped_ram)) {
+    return plan_error("Migration requires multi-channel URIs (e.g. tcp)");
+  }
+  return {};
+}
+
+// Can the far end answer on the same channel? Descriptors are asked when they are there (MigrationSource::connect).
+// A command could relay both ways, but none says so, and waiting for an answer from `cat` would never end.
+bool can_answer(const Address& address) noexcept {
+  return !is<transports::FileAddress>(address) && !is<transports::ExecAddress>(address);
+}
+
+}  // namespace
+
+Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp::MigrationParameters& parameters,
+                                    const Address& address) {
+  MD_CHECK(check_transport(capabilities, address));
+  if (parameters.mode == qmp::MigMode::cpr_transfer) return plan_error("missing 'cpr' migration channel");
+  if (parameters.mode == qmp::MigMode::cpr_reboot) {
+    return plan_error("migration mode 'cpr-reboot' is not built into this daemon yet");
+  }
+  if (!parameters.tls_creds.empty()) {
+    return plan_error("TLS is not built into this daemon yet: clear tls-creds");
+  }
+  SourcePlan plan;
+  plan.return_path = capabilities.has(Capability::return_path) && can_answer(address);
+  plan.switchover_ack = capabilities.has(Capability::switchover_ack) && plan.return_path;
+  plan.pause_before_switchover = capabilities.has(Capability::pause_before_switchover);
+  plan.auto_converge = capabilities.has(Capability::auto_converge);
+  plan.skip_holes = capabilities.has(Capability::skip_holes);
+  plan.validate_uuid = capabilities.has(Capability::validate_uuid);
+  return plan;
+}
+
+Result<DestinationPlan> make_destination_plan(const Capabilities& capabilities,
+                                              const qmp::MigrationParameters& parameters, const Address& address) {
+  MD_CHECK(check_transport(capabilities, address));
+  if (parameters.mode != qmp::MigMode::normal) {
+    return plan_error("migration modes other than 'normal' are not built into this daemon yet");
+  }
+  if (!parameters.tls_creds.empty()) {
+    return plan_error("TLS is not built into this daemon yet: clear tls-creds");
+  }
+  DestinationPlan plan;
+  plan.switchover_ack = capabilities.has(Capability::switchover_ack);
+  plan.skip_holes = capabilities.has(Capability::skip_holes);
+  plan.validate_uuid = capabilities.has(Capability::validate_uuid);
+  return plan;
+}
+
+}  // namespace migrationd::migration
