@@ -53,6 +53,7 @@ class OutgoingTarget {
 
   Address address_;
   UniqueFd fd_;                       // fd: and file:
+  UniqueFd directory_;                // of a file we made
   std::unique_ptr<ExecChild> child_;  // exec:
   bool is_file_ = false;
 };

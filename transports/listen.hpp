@@ -12,6 +12,7 @@
 #include "transports/channel.hpp"
 #include "transports/fd_source.hpp"
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,7 +34,7 @@ struct ListenOptions {
 // One address can mean several sockets (a name with IPv4 and IPv6 addresses). Thread: one owner at a time.
 class Listener {
  public:
-  Listener(Listener&&) noexcept = default;
+  Listener(Listener&& other) noexcept;
   Listener& operator=(Listener&&) = delete;
   // Closes; removes the unix path if it is still ours.
   ~Listener();
@@ -63,6 +64,8 @@ class Listener {
   UniqueFd any_;
   std::vector<Address> bound_;
   std::optional<OwnedPath> path_;
+  std::string described_;  // the address asked for; unix peers have no name of their own
+  bool keep_alive_ = false;
 };
 
 class IncomingTarget {

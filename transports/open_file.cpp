@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transports/open_file.hpp"
+
+#include "transports/descriptor_channel.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+
+namespace migrationd::transports {
+
+namespace {
+
+constexpr std::size_t shown = 4096;
+constexpr int safe_flags = O_CLOEXEC | O_NONBLOCK | O_NOCTTY;  // no wait for a pipe's other end, no terminal
+
+bool is_fdset(const std::string& path) { return path.starts_with("/dev/fdset/"); }
+
+Error file_error(const char* what, const std::string& path, int err) {
+  return Error::from_errno(fmt::format("{} '{}'", what, printable(path, shown)), err);
+}
+
+Result<void> require_file(int fd, const char* what, const std::string& path) {
+  struct stat about {};
+  if (::fstat(fd, &about) != 0) return file_error(what, path, errno);
+  if (S_ISDIR(about.st_mode)) return file_error(what, path, EISDIR);
+  if (!S_ISREG(about.st_mode) && !S_ISBLK(about.st_mode))
+    return plan_error(fmt::format("{} '{}': it is neither a regular file nor a block device (fd: and exec: take pipes)",
+                                  what, printable(path, shown)));
+  // It was asked for to pass over pipes only; the description is ours alone.
+  ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+  return {};
+}
+
+Result<CreatedFile> create_path(const std::string& path) {
+  constexpr mode_t mode = 0600;
+  CreatedFile out;
+  // First as a new file, only to learn whether it was there before.
+  out.fd.reset(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | safe_flags, mode));
+  const bool made = static_cast<bool>(out.fd);
+  if (!made) out.fd.reset(::open(path.c_str(), O_WRONLY | O_CREAT | safe_flags, mode));
+  if (!out.fd) return file_error("Could not create", path, errno);
+  MD_CHECK(require_file(out.fd.get(), "Could not create", path));
+  if (made) {
+    const std::string parent = std::filesystem::path(path).parent_path();
+    // A directory we may write but not read cannot be synced; the file itself still is.
+    out.directory.reset(::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  }
+  return out;
+}
+
+Result<void> move_to(int fd, const FileAddress& file) {
+  if (file.offset == 0) return {};  // a descriptor from a set starts where it stands
+  if (::lseek(fd, static_cast<off_t>(file.offset), SEEK_SET) < 0)
+    return file_error(fmt::format("Unable to seek to offset {} in", hex(file.offset)).c_str(), file.path, errno);
+  return {};
+}
+
+Result<void> cut_to(int fd, const FileAddress& file) {
+  struct stat about {};
+  if (::fstat(fd, &about) != 0) return file_error("Could not create", file.path, errno);
+  if (!S_ISREG(about.st_mode)) return {};  // a block device has its size
+  if (::ftruncate(fd, static_cast<off_t>(file.offset)) != 0)
+    return file_error(fmt::format("Unable to truncate to offset {} the file", hex(file.offset)).c_str(), file.path,
+                      errno);
+  return {};
+}
+
+}  // namespace
+
+Result<CreatedFile> create_file(const FileAddress& file, FdSource& descriptors) {
+  CreatedFile out;
+  if (is_fdset(file.path)) {
+    MD_TRY(out.fd, descriptors.open_fdset(file.path, O_WRONLY | O_CREAT));
+    MD_CHECK(kind_of(out.fd.get()));
+  } else {
+    MD_TRY(out, create_path(file.path));
+  }
+  MD_CHECK(cut_to(out.fd.get(), file));
+  MD_CHECK(move_to(out.fd.get(), file));
+  return out;
+}
+
+Result<UniqueFd> open_file(const FileAddress& file, FdSource& descriptors) {
+  UniqueFd fd;
+  if (is_fdset(file.path)) {
+    MD_TRY(fd, descriptors.open_fdset(file.path, O_RDONLY));
+    MD_CHECK(kind_of(fd.get()));
+  } else {
+    fd.reset(::open(file.path.c_str(), O_RDONLY | safe_flags));
+    if (!fd) return file_error("Could not open", file.path, errno);
+    MD_CHECK(require_file(fd.get(), "Could not open", file.path));
+  }
+  MD_CHECK(move_to(fd.get(), file));
+  return fd;
+}
+
+}  // namespace migrationd::transports
