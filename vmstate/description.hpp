@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Description: a device's table, and its proof while compiling.
+//
+//     inline constexpr auto clock_description =
+//         vmstate::describe<Clock>("clock", 2).fields(clock_fields).readable_from(1).pre_save<&Clock::freeze>();
+//     static_assert(vmstate::check(clock_description) == vmstate::TableFault::none);
+//
+// Hooks (docs/formats/vmstate.md, "Hooks"): pre_save fills what is only made for the wire, post_save undoes it
+// and always runs when pre_save succeeded; pre_load sets what an absent field or subsection leaves alone,
+// post_load checks and spreads what came, after all subsections. A hook is a member or a free function returning
+// void or Result<void>; pre_load and post_load may take the version loaded. Saving changes nothing the guest can
+// see (it may go on running), loading looks at no other device (their order is undefined).
+//
+// Compatibility: new optional state is a subsection with needed(); a dropped field leaves unused(); an
+// incompatible change raises the version and gives new fields that number. A nested struct carries no version on
+// the wire: it is always read as the reader's own newest.
+//
+// Thread: constants.
+#pragma once
+
+#include "vmstate/field.hpp"
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string_view>
+#include <type_traits>
+
+namespace migrationd::vmstate {
+
+// Classes of the load order (docs/formats/vmstate.md, "Registration"): higher ones are sent first.
+enum class Priority : std::uint8_t { normal, iommu, pci_bus, virtio_mem, gicv3_its, gicv3 };
+
+using Hook = Result<void> (*)(void* object);
+using LoadHook = Result<void> (*)(void* object, std::uint32_t version);
+
+struct Description {
+  std::string_view name;
+  std::uint32_t version = 0;          // written; the newest that can be read
+  std::uint32_t minimum_version = 0;  // the oldest that can be read
+  const char* owner = nullptr;        // type_tag of the state struct
+  std::span<const Field> rows{};
+  std::span<const Description* const> parts{};  // subsections, in the order they are written
+  Priority priority = Priority::normal;
+  bool unmigratable = false;                     // its presence alone forbids migration
+  bool early = false;                            // sent in the setup phase, before memory
+  bool (*needed)(const void* object) = nullptr;  // top level and subsections: whether to send at all
+  Hook before_save = nullptr;
+  Hook after_save = nullptr;
+  LoadHook before_load = nullptr;
+  LoadHook after_load = nullptr;
+};
+
+namespace detail {
+
+template <auto Function, class T>
+Result<void> hook(void* object) {
+  T& state = *static_cast<T*>(object);
+  if constexpr (std::is_void_v<decltype(std::invoke(Function, state))>) {
+    std::invoke(Function, state);
+    return {};
+  } else {
+    return std::invoke(Function, state);
+  }
+}
+
+template <auto Function, class T>
+Result<void> load_hook(void* object, std::uint32_t version) {
+  if constexpr (std::is_invocable_v<decltype(Function), T&, std::uint32_t>) {
+    T& state = *static_cast<T*>(object);
+    if constexpr (std::is_void_v<decltype(std::invoke(Function, state, version))>) {
+      std::invoke(Function, state, version);
+      return {};
+    } else {
+      return std::invoke(Function, state, version);
+    }
+  } else {
+    return hook<Function, T>(object);
+  }
+}
+
+template <auto Predicate, class T>
+bool needed(const void* object) {
+  return std::invoke(Predicate, *static_cast<const T*>(object));
+}
+
+}  // namespace detail
+
+// A Description of state struct T. Each member returns a changed copy.
+template <class T>
+struct DescriptionOf : Description {
+  constexpr DescriptionOf fields(std::span<const Field> table) const {
+    DescriptionOf out = *this;
+    out.rows = table;
+    return out;
+  }
+  constexpr DescriptionOf subsections(std::span<const Description* const> list) const {
+    DescriptionOf out = *this;
+    out.parts = list;
+    return out;
+  }
+  constexpr DescriptionOf readable_from(std::uint32_t oldest) const {
+    DescriptionOf out = *this;
+    out.minimum_version = oldest;
+    return out;
+  }
+  constexpr DescriptionOf with_priority(Priority value) const {
+    DescriptionOf out = *this;
+    out.priority = value;
+    return out;
+  }
+  constexpr DescriptionOf forbids_migration() const {
+    DescriptionOf out = *this;
+    out.unmigratable = true;
+    return out;
+  }
+  constexpr DescriptionOf sent_early() const {
+    DescriptionOf out = *this;
+    out.early = true;
+    return out;
+  }
+  template <auto Predicate>
+  constexpr DescriptionOf needed_if() const {
+    DescriptionOf out = *this;
+    out.needed = &detail::needed<Predicate, T>;
+    return out;
+  }
+  template <auto Function>
+  constexpr DescriptionOf pre_save() const {
+    DescriptionOf out = *this;
+    out.before_save = &detail::hook<Function, T>;
+    return out;
+  }
+  template <auto Function>
+  constexpr DescriptionOf post_save() const {
+    DescriptionOf out = *this;
+    out.after_save = &detail::hook<Function, T>;
+    return out;
+  }
+  template <auto Function>
+  constexpr DescriptionOf pre_load() const {
+    DescriptionOf out = *this;
+    out.before_load = &detail::load_hook<Function, T>;
+    return out;
+  }
+  template <auto Function>
+  constexpr DescriptionOf post_load() const {
+    DescriptionOf out = *this;
+    out.after_load = &detail::load_hook<Function, T>;
+    return out;
+  }
+};
+
+template <class T>
+constexpr DescriptionOf<T> describe(std::string_view name, std::uint32_t version) {
+  DescriptionOf<T> out{};
+  out.name = name;
+  out.version = version;
+  out.owner = &type_tag<T>;
+  return out;
+}
+
+// What can be wrong with a table. A failed static_assert on check() shows the name.
+enum class TableFault : std::uint8_t {
+  none,
+  description_without_name,
+  name_too_long,  // readers take 127 bytes (the analyser's rule; the wire itself could carry 255)
+  field_without_name,
+  field_name_twice,
+  field_newer_than_description,
+  field_of_another_struct,
+  type_without_operations,
+  field_without_elements,
+  count_after_its_array,  // the count must be loaded before the array is
+  minimum_above_version,
+  version_negative,  // versions are compared as signed 32-bit numbers
+  subsection_of_another_struct,
+  subsection_name_not_prefixed,
+  subsection_twice,
+  too_many_subsections,
+  subsection_above_top_level,  // priority, early and unmigratable belong to the top level
+  nested_too_deep,
+};
+
+inline constexpr std::size_t table_name_bytes = 127;
+inline constexpr unsigned table_depth = 16;
+inline constexpr std::size_t table_subsections = 64;
+
+namespace detail {
+
+constexpr TableFault field_fault(const Description& table, std::size_t at) {
+  const Field& row = table.rows[at];
+  if (row.name.empty()) return TableFault::field_without_name;
+  if (row.name.size() > table_name_bytes) return TableFault::name_too_long;
+  if (row.owner != table.owner) return TableFault::field_of_another_struct;
+  if (row.version > table.version) return TableFault::field_newer_than_description;
+  if ((row.codec == nullptr) == (row.nested == nullptr)) return TableFault::type_without_operations;
+  if (row.capacity == 0) return TableFault::field_without_elements;
+  for (std::size_t other = 0; other < table.rows.size(); ++other) {
+    if (other == at) continue;
+    const Field& second = table.rows[other];
+    if (second.name == row.name && !(row.shared_name && second.shared_name)) return TableFault::field_name_twice;
+    if (row.count_member != nullptr && second.address == row.count_member && other > at) {
+      return TableFault::count_after_its_array;
+    }
+  }
+  return TableFault::none;
+}
+
+constexpr TableFault fault(const Description& table, unsigned depth);
+
+constexpr TableFault subsection_fault(const Description& table, std::size_t at, unsigned depth) {
+  const Description& part = *table.parts[at];
+  if (part.owner != table.owner) return TableFault::subsection_of_another_struct;
+  if (part.name.size() <= table.name.size() || part.name.substr(0, table.name.size()) != table.name) {
+    return TableFault::subsection_name_not_prefixed;
+  }
+  if (part.priority != Priority::normal || part.early || part.unmigratable) {
+    return TableFault::subsection_above_top_level;
+  }
+  for (std::size_t other = 0; other < at; ++other) {
+    if (table.parts[other]->name == part.name) return TableFault::subsection_twice;
+  }
+  return fault(part, depth + 1);
+}
+
+constexpr TableFault fault(const Description& table, unsigned depth) {
+  if (depth > table_depth) return TableFault::nested_too_deep;
+  if (table.name.empty()) return TableFault::description_without_name;
+  if (table.name.size() > table_name_bytes) return TableFault::name_too_long;
+  if (table.version > 0x7fffffffU) return TableFault::version_negative;
+  if (table.minimum_version > table.version) return TableFault::minimum_above_version;
+  for (std::size_t at = 0; at < table.rows.size(); ++at) {
+    if (const TableFault found = field_fault(table, at); found != TableFault::none) return found;
+    if (table.rows[at].nested == nullptr) continue;
+    if (const TableFault found = fault(*table.rows[at].nested, depth + 1); found != TableFault::none) return found;
+  }
+  if (table.parts.size() > table_subsections) return TableFault::too_many_subsections;
+  for (std::size_t at = 0; at < table.parts.size(); ++at) {
+    if (const TableFault found = subsection_fault(table, at, depth); found != TableFault::none) return found;
+  }
+  return TableFault::none;
+}
+
+}  // namespace detail
+
+// Proves a table, its nested structs and its subsections.
+consteval TableFault check(const Description& table) { return detail::fault(table, 0); }
+
+}  // namespace migrationd::vmstate

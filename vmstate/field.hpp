@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Field: one row of a device's table.
+//
+// A row is plain data: a name, the version that added it, and a handful of function pointers made from the
+// pointer to member that the row was built from. Nothing of the state struct's type remains in it, so the
+// engine is one loop over rows and not a template. Rows are built beside the state struct:
+//
+//     inline constexpr vmstate::Field clock_fields[] = {
+//         vmstate::field<&Clock::ticks>("ticks"),
+//         vmstate::field<&Clock::alarm>("alarm").since(2),
+//         vmstate::counted<&Clock::laps, &Clock::lap_count>("laps"),
+//         vmstate::structure<&Clock::zone>("zone", zone_description),
+//     };
+//
+// What is not on the wire (docs/formats/vmstate.md): names, counts, and whether a field is there at all. A count
+// is another member that stands earlier in the table. A predicate (`when`) decides alone about existence and runs
+// on both sides, on the reader's side over the object as far as it is loaded.
+//
+// Pointers, lists and trees will be further shapes of this row: engine and tables do not change for them.
+//
+// Thread: constants.
+#pragma once
+
+#include "vmstate/types.hpp"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string_view>
+#include <type_traits>
+
+namespace migrationd::vmstate {
+
+struct Description;
+template <class T>
+struct DescriptionOf;
+
+// An address that stands for the type T: what check() compares to find a row in the wrong table.
+template <class T>
+inline constexpr char type_tag = 0;
+
+struct Field {
+  std::string_view name;
+  std::uint32_t version = 0;     // streams of this description version and newer have it
+  const char* owner = nullptr;   // type_tag of the state struct; null: fits any (unused)
+  const Codec* codec = nullptr;  // null when nested
+  const Description* nested = nullptr;
+  void* (*address)(void* object) = nullptr;  // of the first element; null: no storage (unused)
+  std::size_t stride = 0;                    // bytes from element to element in memory
+  std::uint32_t capacity = 1;                // elements in memory; bytes, if count_is_bytes
+  std::size_t bytes = 0;                     // wire bytes of one element, for codecs without a length of their own
+  bool (*exists)(const void* object, std::uint32_t version) = nullptr;
+  std::int64_t (*count)(const void* object) = nullptr;  // null: always `capacity` elements
+  void* (*count_member)(void* object) = nullptr;        // identity of the member that `count` reads
+  bool count_is_bytes = false;                          // one buffer of `count` bytes
+  bool shared_name = false;                             // another row has the same name, on purpose
+};
+
+namespace detail {
+
+template <class T>
+struct MemberPointer;
+template <class Owner_, class Value_>
+struct MemberPointer<Value_ Owner_::*> {
+  using Owner = Owner_;
+  using Value = Value_;
+};
+template <auto Member>
+using OwnerOf = typename MemberPointer<std::remove_cv_t<decltype(Member)>>::Owner;
+template <auto Member>
+using ValueOf = typename MemberPointer<std::remove_cv_t<decltype(Member)>>::Value;
+
+// The innermost element type and the number of elements of a (nested) array; a scalar is one element.
+template <class T>
+struct Elements {
+  using Type = T;
+  static constexpr std::size_t count = 1;
+};
+template <class T, std::size_t N>
+struct Elements<T[N]> {
+  using Type = typename Elements<T>::Type;
+  static constexpr std::size_t count = N * Elements<T>::count;
+};
+template <class T, std::size_t N>
+struct Elements<std::array<T, N>> {
+  static_assert(sizeof(std::array<T, N>) == N * sizeof(T));
+  using Type = typename Elements<T>::Type;
+  static constexpr std::size_t count = N * Elements<T>::count;
+};
+template <auto Member>
+using ElementOf = typename Elements<ValueOf<Member>>::Type;
+
+template <auto Member>
+void* address_of(void* object) {
+  return &(static_cast<OwnerOf<Member>*>(object)->*Member);
+}
+
+template <auto Member>
+std::int64_t count_of(const void* object) {
+  return static_cast<std::int64_t>(static_cast<const OwnerOf<Member>*>(object)->*Member);
+}
+
+template <class T>
+inline constexpr bool is_count = std::is_same_v<T, std::uint8_t> || std::is_same_v<T, std::uint16_t> ||
+                                 std::is_same_v<T, std::uint32_t> || std::is_same_v<T, std::int32_t>;
+
+template <class T>
+inline constexpr bool is_byte =
+    std::is_same_v<T, std::byte> || std::is_same_v<T, char> || std::is_same_v<T, std::uint8_t>;
+
+template <auto Predicate, class Owner>
+bool predicate(const void* object, std::uint32_t version) {
+  const Owner& owner = *static_cast<const Owner*>(object);
+  if constexpr (std::is_invocable_v<decltype(Predicate), const Owner&, std::uint32_t>) {
+    return std::invoke(Predicate, owner, version);
+  } else {
+    return std::invoke(Predicate, owner);
+  }
+}
+
+}  // namespace detail
+
+// A Field while it is being built; a table of Fields keeps the base only.
+template <class Owner>
+struct FieldOf : Field {
+  // Belongs to streams of this version of the description and newer.
+  constexpr FieldOf since(std::uint32_t added) const {
+    FieldOf out = *this;
+    out.version = added;
+    return out;
+  }
+  // `Predicate` decides alone about existence: callable with (const Owner&[, u32 version]), returns bool.
+  template <auto Predicate>
+  constexpr FieldOf when() const {
+    FieldOf out = *this;
+    out.exists = &detail::predicate<Predicate, Owner>;
+    return out;
+  }
+  // Says that the name stands more than once in the table on purpose (one field in several widths, chosen by
+  // predicates). The description then numbers the occurrences: name[0], name[1].
+  constexpr FieldOf shares_name() const {
+    FieldOf out = *this;
+    out.shared_name = true;
+    return out;
+  }
+};
+
+namespace detail {
+
+template <auto Member>
+constexpr FieldOf<OwnerOf<Member>> row(std::string_view name) {
+  using Shape = Elements<ValueOf<Member>>;
+  static_assert(Shape::count <= 0xffffffffU);
+  FieldOf<OwnerOf<Member>> out{};
+  out.name = name;
+  out.owner = &type_tag<OwnerOf<Member>>;
+  out.address = &address_of<Member>;
+  out.stride = sizeof(ElementOf<Member>);
+  out.capacity = static_cast<std::uint32_t>(Shape::count);
+  return out;
+}
+
+template <auto Member, auto Count>
+constexpr FieldOf<OwnerOf<Member>> counted_row(std::string_view name) {
+  static_assert(std::is_same_v<OwnerOf<Member>, OwnerOf<Count>>, "the count is a member of the same struct");
+  static_assert(is_count<ValueOf<Count>>, "a count is u8, u16, u32 or i32");
+  auto out = row<Member>(name);
+  out.count = &count_of<Count>;
+  out.count_member = &address_of<Count>;
+  return out;
+}
+
+}  // namespace detail
+
+// An integer, a bool, or a fixed array (of any rank, row by row) of them.
+template <auto Member>
+constexpr auto field(std::string_view name) {
+  auto out = detail::row<Member>(name);
+  out.codec = codec_of<detail::ElementOf<Member>>;
+  return out;
+}
+
+// The first Count elements of an array. Count is another member, described earlier (or fixed by configuration).
+// Loading compares it with the array's size before anything is stored.
+template <auto Member, auto Count>
+constexpr auto counted(std::string_view name) {
+  auto out = detail::counted_row<Member, Count>(name);
+  out.codec = codec_of<detail::ElementOf<Member>>;
+  return out;
+}
+
+// A nested struct, or a fixed array of structs.
+template <auto Member>
+constexpr auto structure(std::string_view name, const DescriptionOf<detail::ElementOf<Member>>& child) {
+  auto out = detail::row<Member>(name);
+  out.nested = &child;
+  return out;
+}
+
+// The first Count structs of an array.
+template <auto Member, auto Count>
+constexpr auto counted_structures(std::string_view name, const DescriptionOf<detail::ElementOf<Member>>& child) {
+  auto out = detail::counted_row<Member, Count>(name);
+  out.nested = &child;
+  return out;
+}
+
+// Raw bytes; the size is not on the wire.
+template <auto Member>
+constexpr auto buffer(std::string_view name) {
+  static_assert(detail::is_byte<detail::ElementOf<Member>>, "a buffer is an array of bytes");
+  auto out = detail::row<Member>(name);
+  out.codec = &codec::buffer;
+  out.bytes = out.capacity;
+  out.capacity = 1;
+  return out;
+}
+
+// The first Count bytes of a byte array, as one buffer.
+template <auto Member, auto Count>
+constexpr auto counted_buffer(std::string_view name) {
+  static_assert(detail::is_byte<detail::ElementOf<Member>>, "a buffer is an array of bytes");
+  auto out = detail::counted_row<Member, Count>(name);
+  out.codec = &codec::buffer;
+  out.count_is_bytes = true;
+  return out;
+}
+
+// The place of a dropped field of the same size on the wire: zeros when written, skipped when read.
+template <class Owner>
+constexpr FieldOf<Owner> unused(std::size_t bytes) {
+  FieldOf<Owner> out{};
+  out.name = "unused";
+  out.owner = &type_tag<Owner>;
+  out.codec = &codec::unused;
+  out.bytes = bytes;
+  out.shared_name = true;
+  return out;
+}
+
+}  // namespace migrationd::vmstate

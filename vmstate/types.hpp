@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Codec: how one element of a field is written and read (docs/formats/vmstate.md, "Element types").
+//
+// A codec is three facts and two functions; it knows neither names nor versions nor shapes. The engine hands it
+// the address of one element in the state struct and, for the types whose length is not fixed, the number of
+// bytes. All integers are big-endian, without padding or tag.
+//
+// Enumerations have no codec on purpose: a value from the wire would have to be proved first. Describe them as
+// an integer and convert in post_load.
+//
+// Thread: stateless.
+#pragma once
+
+#include "base/bytes.hpp"
+#include "base/result.hpp"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace migrationd::vmstate {
+
+struct Codec {
+  std::string_view name;   // type name in the JSON description
+  std::size_t wire_bytes;  // of one element; 0: the field (or the value itself) says how many
+  void (*save)(const void* from, std::size_t bytes, ByteWriter& out);
+  Result<void> (*load)(void* to, std::size_t bytes, ByteReader& in);
+};
+
+// The name of a capability in the configuration section: u8 length and text on the wire.
+struct CapabilityName {
+  std::uint8_t length = 0;
+  std::array<char, 255> text{};
+
+  std::string_view view() const noexcept { return {text.data(), length}; }
+  // Longer than 255 is a programming error.
+  static CapabilityName of(std::string_view name);
+};
+
+namespace codec {
+extern const Codec boolean, i8, i16, i32, i64, u8, u16, u32, u64, buffer, unused, capability;
+}  // namespace codec
+
+// The codec of a member's element type; null where there is none, which check() refuses.
+template <class T>
+inline constexpr const Codec* codec_of = nullptr;
+template <>
+inline constexpr const Codec* codec_of<bool> = &codec::boolean;
+template <>
+inline constexpr const Codec* codec_of<std::int8_t> = &codec::i8;
+template <>
+inline constexpr const Codec* codec_of<std::int16_t> = &codec::i16;
+template <>
+inline constexpr const Codec* codec_of<std::int32_t> = &codec::i32;
+template <>
+inline constexpr const Codec* codec_of<std::int64_t> = &codec::i64;
+template <>
+inline constexpr const Codec* codec_of<std::uint8_t> = &codec::u8;
+template <>
+inline constexpr const Codec* codec_of<std::uint16_t> = &codec::u16;
+template <>
+inline constexpr const Codec* codec_of<std::uint32_t> = &codec::u32;
+template <>
+inline constexpr const Codec* codec_of<std::uint64_t> = &codec::u64;
+template <>
+inline constexpr const Codec* codec_of<CapabilityName> = &codec::capability;
+
+}  // namespace migrationd::vmstate
