@@ -13,8 +13,10 @@
 // Thread: one owner. Pure: no I/O.
 #pragma once
 
+#include "base/limits.hpp"
 #include "protocol/qmp/error.hpp"
 #include "protocol/qmp/json_lexer.hpp"
+#include "protocol/qmp/json_parser.hpp"
 
 #include <cstdint>
 #include <deque>
@@ -51,17 +53,18 @@ class JsonFramer {
   bool in_document() const noexcept { return !tokens_.empty() || lexer_.in_token(); }
 
  private:
-  void push(Token token);
+  void push(const Token& token);
   void emit(std::variant<Json, QmpError> content);
   void drop_document();
+  // The limit that `token` would exceed, or null.
+  const char* exceeded(const Token& token) const;
 
   std::size_t max_bytes_ = limits::qmp_document_bytes;
   JsonLexer lexer_;
-  std::vector<Token> tokens_;
-  std::size_t token_bytes_ = 0;
-  std::size_t braces_ = 0;
-  std::size_t brackets_ = 0;
-  bool overflowed_ = false;
+  TokenList tokens_;
+  // Open brackets; may go below zero, which completes a document too.
+  std::ptrdiff_t braces_ = 0;
+  std::ptrdiff_t brackets_ = 0;
   std::uint64_t position_ = 0;
   std::deque<Document> ready_;
 };

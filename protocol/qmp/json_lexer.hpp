@@ -6,10 +6,10 @@
 // Thread: one owner. Pure.
 #pragma once
 
-#include "base/limits.hpp"
-
+#include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace migrationd::qmp {
 
@@ -29,23 +29,24 @@ enum class TokenKind : std::uint8_t {
 
 struct Token {
   TokenKind kind;
-  std::string text;
+  std::string_view text;
 };
 
 class JsonLexer {
  public:
-  // At most two tokens come from one byte: the one it ends and the one it is.
+  // At most two tokens come from one byte: the one it ends and the one it is. The texts are valid until the next
+  // feed().
   struct Tokens {
-    Token token[2];
-    int count = 0;
+    std::array<Token, 2> token;
+    std::size_t count = 0;
   };
-  void feed(unsigned char byte, Tokens& out);
+  Tokens feed(unsigned char byte);
 
   bool in_token() const noexcept { return state_ != State::start && state_ != State::skipping; }
-  // Length of the unfinished token.
+  // Bytes of the unfinished token.
   std::size_t pending() const noexcept { return text_.size(); }
-  // Forgets the unfinished token (it grew past a limit).
-  void reset();
+  // Forgets the unfinished token, which has grown past a limit, and skips what follows of it.
+  void abandon();
 
  private:
   enum class State : std::uint8_t {
@@ -65,13 +66,19 @@ class JsonLexer {
     exponent_digits,
     keyword
   };
-  bool step(unsigned char byte, Tokens& out);
+  // What a byte means for the token that was begun.
+  enum class Step : std::uint8_t { goes_on, is_last, is_behind, is_wrong };
+
+  Step step(unsigned char byte);
+  Step quoted(unsigned char byte, unsigned char quote, State escape);
+  Step to(State next, bool accepted);
   void begin(unsigned char byte, Tokens& out);
-  void take(TokenKind kind, Tokens& out);
-  void fail(unsigned char byte, Tokens& out);
+  void emit(TokenKind kind, Tokens& out);
+  TokenKind kind() const;
 
   State state_ = State::start;
   std::string text_;
+  std::array<std::string, 2> done_;
 };
 
 }  // namespace migrationd::qmp

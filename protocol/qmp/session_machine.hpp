@@ -57,16 +57,6 @@ class SessionMachine {
   [[nodiscard]] std::vector<Action> finished(std::uint64_t serial, const QmpResult<OrderedJson>& result);
 
  private:
-  struct Request {
-    const CommandInfo* command;
-    Json arguments;
-    std::optional<Json> id;
-    std::uint64_t end;
-  };
-  struct Waiting {
-    Document document;
-  };
-
   bool is_out_of_band(const Json& document) const;
   void start(Document document, bool out_of_band, std::vector<Action>& actions);
   void start_next(std::vector<Action>& actions);
