@@ -28,10 +28,16 @@ class Migrationd(Host):
         argv += options or []
         super().__init__(argv, folder, name, namespace=namespace, pass_fds=pass_fds, limits=limits)
 
-    def verify_machine(self) -> None:
-        """The daemon proves a synthetic guest's memory itself; fails with the page that is wrong."""
-        answer = self.qmp.execute("__org.migrationd_verify-machine", timeout=60)
-        assert answer.get("ok", True) is True, answer
+    def verify_machine(self) -> int:
+        """The daemon proves a synthetic guest's memory itself, stopping the guest; fails with the page that is wrong.
+        Returns how many pages were checked."""
+        checked = self.qmp.execute("__org.migrationd_verify-machine", timeout=60)["checked-pages"]
+        assert checked > 0, "no page was checked"
+        return checked
 
     def machine(self) -> dict:
         return self.qmp.execute("__org.migrationd_query-machine")
+
+    def owner(self) -> str:
+        """Whose the machine is: here, moved, unknown, none."""
+        return self.machine()["owner"]

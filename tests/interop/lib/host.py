@@ -51,9 +51,10 @@ class Host(Process):
 
     # Settings --------------------------------------------------------------------------------------------------------
 
-    def capabilities(self, **states: bool) -> None:
-        """capabilities(return_path=True)"""
-        listed = [{"capability": name.replace("_", "-"), "state": state} for name, state in states.items()]
+    def capabilities(self, *on: str, **states: bool) -> None:
+        """capabilities("events", return_path=True)"""
+        listed = [{"capability": name, "state": True} for name in on]
+        listed += [{"capability": name.replace("_", "-"), "state": state} for name, state in states.items()]
         self.qmp.execute("migrate-set-capabilities", {"capabilities": listed})
 
     def parameters(self, **values) -> None:

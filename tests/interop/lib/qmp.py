@@ -29,7 +29,8 @@ class QmpTimeout(Exception):
 
 
 class Qmp:
-    def __init__(self, path: str, timeout: float = REPLY_TIMEOUT, alive: Callable[[], bool] = lambda: True):
+    def __init__(self, path: str, timeout: float = REPLY_TIMEOUT, alive: Callable[[], bool] = lambda: True,
+                 negotiate: bool = True):
         """Connects, trying again until the socket is there; gives up when `alive` says the server has died."""
         self.timeout = timeout
         self.events: list[dict] = []
@@ -40,7 +41,8 @@ class Qmp:
         self.greeting = self._next_object(time.monotonic() + timeout)
         if "QMP" not in self.greeting:
             raise QmpGone(f"no greeting but {self.greeting}")
-        self.execute("qmp_capabilities")
+        if negotiate:
+            self.execute("qmp_capabilities")
 
     def _connect(self, path: str, alive: Callable[[], bool]) -> socket.socket:
         deadline = time.monotonic() + self.timeout
@@ -101,6 +103,10 @@ class Qmp:
             self._socket.sendall(data)
         except ConnectionError as error:
             raise QmpGone(str(error)) from error
+
+    def message(self, timeout: float | None = None) -> dict:
+        """The next message of any kind; events are not kept."""
+        return self._next_object(time.monotonic() + (timeout or self.timeout))
 
     def reply(self, timeout: float | None = None) -> dict:
         """The next answer; events before it are kept."""
