@@ -17,11 +17,11 @@
 namespace migrationd::transports {
 
 struct InetAddress {
-  std::string host;                 // may be empty when listening: any address
-  std::string port;                 // number or service name
-  std::optional<std::uint16_t> to;  // listening only: try port..to
-  std::optional<bool> ipv4;
-  std::optional<bool> ipv6;
+  std::string host;                   // may be empty when listening: any address
+  std::string port;                   // number or service name
+  std::optional<std::uint16_t> to{};  // listening only: try port..to
+  std::optional<bool> ipv4{};
+  std::optional<bool> ipv6{};
   bool keep_alive = false;
   bool mptcp = false;
 };

@@ -28,7 +28,7 @@ struct ListenOptions {
   int backlog = 1;
   // Descriptors the process was started with; `fd:NUMBER` may name only these (0, 1 and 2 never). Each is
   // used once: the caller removes it after success.
-  std::vector<int> inherited_fds;
+  std::vector<int> inherited_fds{};
 };
 
 // One address can mean several sockets (a name with IPv4 and IPv6 addresses). Thread: one owner at a time.
