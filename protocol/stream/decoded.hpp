@@ -16,42 +16,49 @@
 #include "base/result.hpp"
 
 #include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <string_view>
 #include <utility>
-#include <variant>
 
 namespace migrationd::stream {
 
 template <class T>
 class [[nodiscard]] Decoded {
  public:
-  static Decoded need_more(std::size_t total) { return Decoded(State(std::in_place_index<0>, total)); }
-  static Decoded ready(T value, std::size_t consumed) {
-    return Decoded(State(std::in_place_index<1>, Value{std::move(value), consumed}));
+  static Decoded need_more(std::size_t total) { return Decoded(State::need_more, total); }
+  // Forwards, for GCC 12 takes the destructor of a moved-from variant parameter for a read of uninitialised memory.
+  template <class U = T>
+  static Decoded ready(U&& value, std::size_t consumed) {
+    Decoded out(State::ready, consumed);
+    out.value_.emplace(std::forward<U>(value));
+    return out;
   }
-  Decoded(Error error) : state_(std::in_place_index<2>, std::move(error)) {}  // NOLINT: as Result
+  Decoded(Error error) : state_(State::failed), error_(std::move(error)) {}  // NOLINT: converts, as Result does
 
-  bool needs_more() const noexcept { return state_.index() == 0; }
-  bool is_ready() const noexcept { return state_.index() == 1; }
-  bool failed() const noexcept { return state_.index() == 2; }
+  bool needs_more() const noexcept { return state_ == State::need_more; }
+  bool is_ready() const noexcept { return state_ == State::ready; }
+  bool failed() const noexcept { return state_ == State::failed; }
 
   // Bytes wanted, counted from the start of what was shown; more than was shown.
-  std::size_t needed() const { return std::get<0>(state_); }
-  std::size_t consumed() const { return std::get<1>(state_).consumed; }
-  T& value() & { return std::get<1>(state_).value; }
-  const T& value() const& { return std::get<1>(state_).value; }
-  T&& value() && { return std::move(std::get<1>(state_).value); }
-  const Error& error() const& { return std::get<2>(state_); }
-  Error&& error() && { return std::move(std::get<2>(state_)); }
+  std::size_t needed() const noexcept { return count_; }
+  std::size_t consumed() const noexcept { return count_; }
+  // Only when is_ready().
+  T& value() & { return *value_; }
+  const T& value() const& { return *value_; }
+  T&& value() && { return std::move(*value_); }
+  // Only when failed().
+  const Error& error() const& noexcept { return error_; }
+  Error&& error() && noexcept { return std::move(error_); }
 
  private:
-  struct Value {
-    T value;
-    std::size_t consumed;
-  };
-  using State = std::variant<std::size_t, Value, Error>;
-  explicit Decoded(State state) : state_(std::move(state)) {}
+  enum class State : std::uint8_t { need_more, ready, failed };
+  Decoded(State state, std::size_t count) : state_(state), count_(count) {}
+
   State state_;
+  std::size_t count_ = 0;
+  std::optional<T> value_;
+  Error error_;
 };
 
 class CodecCursor {

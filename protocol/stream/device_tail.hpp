@@ -61,38 +61,45 @@ class DeviceTail {
   std::size_t size() const noexcept { return buffer_.size(); }
 
  private:
-  // A place where EOF and a description header may lie.
+  // A place where EOF and a description's header may lie.
   struct Candidate {
     std::size_t eof = 0;      // offset of the 00 byte
     std::size_t end = 0;      // offset behind the text
-    std::size_t checked = 0;  // the text has no zero byte before this offset
+    std::size_t checked = 0;  // the text holds no zero byte before this offset
   };
+  // The end that was proved; offsets into buffer_.
   struct Found {
-    std::size_t eof = 0;
     std::vector<SectionSpan> sections;
     std::optional<std::string> description;
     TailProof proof = TailProof::description;
   };
 
+  TailProgress progress() const noexcept { return found_ ? TailProgress::complete : TailProgress::need_more; }
   Result<void> check_start();
-  Result<void> search();
+  void find_candidates();
   void note_candidate(std::size_t eof);
-  void drop_candidates_with_zero_at(std::size_t zero);
+  bool text_goes_on(Candidate& candidate) const noexcept;
   Result<void> settle_candidates();
   Result<void> try_candidate(const Candidate& candidate);
-  Result<std::vector<SectionSpan>> scan(std::size_t eof, const VmDescription* description, bool want_globalstate);
-  ByteView text_of(const Candidate& candidate) const noexcept;
-  ByteView sections_before(std::size_t eof) const noexcept;
+  Result<void> try_description(const Candidate& candidate, const VmDescription& description);
+  Result<void> try_names(const Candidate& candidate, const VmDescription& description);
+  enum class Globalstate : std::uint8_t { preferred, required };
+  Result<void> try_footers(std::size_t eof, std::optional<std::string> description, Globalstate globalstate);
+  Result<std::vector<SectionSpan>> scan(std::size_t eof, const std::vector<ExpectedSection>* expected,
+                                        std::string_view required_name = {});
+  void reject(std::string reason) { rejected_ = std::move(reason); }
+  ByteView sections_before(std::size_t eof) const noexcept { return ByteView(buffer_).subspan(start_, eof - start_); }
 
   std::uint32_t ram_section_id_;
   std::vector<DeviceSection> early_;
   Bytes buffer_;
-  bool started_ = false;      // the first byte was looked at
-  std::size_t start_ = 0;     // the first FULL section, behind a SWITCHOVER_START
-  std::size_t searched_ = 0;  // zero bytes before this offset have been looked at
+  bool started_ = false;      // the first element's type was looked at
+  std::size_t start_ = 0;     // of the first FULL section, behind a SWITCHOVER_START
+  std::size_t searched_ = 0;  // candidates before this offset are known
   std::vector<Candidate> candidates_;
   std::optional<Found> found_;
-  std::string rejected_;  // why the latest candidate was not the end; for closed()'s error
+  std::string rejected_;      // why the latest candidate is not the end; for errors
+  std::size_t stuck_at_ = 0;  // buffer size at which a whole description was rejected
   WalkBudget walk_;
   ScanBudget scan_;
 };

@@ -36,6 +36,8 @@ struct ScanRules {
   std::vector<std::uint32_t> used_ids;
   // If not null, exactly these sections in this order.
   const std::vector<ExpectedSection>* expected = nullptr;
+  // If not empty, a section of this name must be among them; a chain without it is not the right one.
+  std::string required_name = {};
 };
 
 // Splits `device_bytes` (from the first 04 byte to before EOF). An error when no chain covers them exactly.
