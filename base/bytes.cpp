@@ -26,9 +26,14 @@ Result<void> ByteReader::skip(std::size_t length) {
 }
 
 Result<std::string_view> ByteReader::str8() {
+  const auto start = position_;
   MD_TRY(const std::uint8_t length, u8());
-  MD_TRY(const ByteView view, bytes(length));
-  return as_text(view);
+  auto view = bytes(length);
+  if (!view) {
+    position_ = start;  // a refused read consumes nothing
+    return std::move(view).error();
+  }
+  return as_text(*view);
 }
 
 ByteWriter& ByteWriter::str8(std::string_view value) {

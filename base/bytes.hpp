@@ -3,7 +3,8 @@
 // ByteReader and ByteWriter: big-endian, bounds-checked access to bytes in memory.
 //
 // Every integer the migration framework puts on the wire is big-endian and unaligned (stream.md section 1).
-// The reader never throws and never reads past its span: a short read yields an error that names the offset.
+// The reader never throws and never reads past its span: a short read yields an error that names the offset, and
+// consumes nothing.
 // Neither owns the bytes it looks at; the writer owns what it wrote.
 #pragma once
 
