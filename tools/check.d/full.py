@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/check --full: the acceptance lines at full counts, and docs/measured.md from their results.
+
+A line is a command of the tree that ends like every runner (`N passed, N failed[, N skipped]`); what it prints after
+`measured: ` is carried into the document. Results are appended to build/full-state.jsonl under the hash of all files
+that can change a result, so a run that was stopped goes on with the first line that has not passed on this very tree;
+a failed line runs again. In the document, rows that this tree has not measured keep what they said before, with the
+tree they said it of.
+"""
+
+import hashlib
+import json
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import counts
+from counts import Counts
+from suites import Context
+
+DOCUMENT = "docs/measured.md"
+MEASURED = re.compile(r"^measured: ?(.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    what: str
+    command: str
+    minutes: float
+
+
+LINES = [
+    Line("check", "what CI runs, every kind once", "tools/check", 90),
+    Line("fuzz", "every decoder's fuzz target, one million executions without a finding", "tools/check --fuzz", 600),
+]
+
+
+def tree_hash(root: Path) -> str:
+    """Of every file but the documents: docs/measured.md itself must not make its own results stale."""
+    listed = subprocess.run(["git", "-C", str(root), "ls-files", "-co", "--exclude-standard"], capture_output=True,
+                            text=True, check=True)
+    state = hashlib.sha256()
+    for name in sorted(set(listed.stdout.splitlines())):
+        path = root / name
+        if path.is_file() and not name.endswith(".md"):
+            state.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return state.hexdigest()[:12]
+
+
+def run(at: Context) -> Counts:
+    state = at.build / "full-state.jsonl"
+    tree = tree_hash(at.root)
+    total = Counts()
+    for line in LINES:
+        if (row := passed_before(state, tree, line.name)) is not None:
+            print(f"== {line.name}: passed on this tree on {row['date']}, not run again", flush=True)
+        else:
+            print(f"== {line.name}: {line.what}", flush=True)
+            row = run_line(at, line, tree)
+            with open(state, "a") as out:
+                out.write(json.dumps(row) + "\n")
+        total += told(row)
+        write_document(at.root / DOCUMENT, rows_of(state), tree)
+    return total
+
+
+def passed_before(state: Path, tree: str, name: str) -> dict | None:
+    return next((row for row in rows_of(state) if row["tree"] == tree and row["name"] == name and not row["failed"]), None)
+
+
+def rows_of(state: Path) -> list[dict]:
+    """Newest first."""
+    if not state.is_file():
+        return []
+    return [json.loads(line) for line in reversed(state.read_text().splitlines()) if line.strip()]
+
+
+def run_line(at: Context, line: Line, tree: str) -> dict:
+    at.suite, at.deadline = f"full-{line.name}", line.minutes * 60
+    start = time.monotonic()
+    done = at.run("run", ["bash", "-c", line.command], line.minutes * 60, {"BUILD_DIR": str(at.build)})
+    found = counts.from_output(line.name, done.text(), done.status, done.why())
+    print(f"   {found.line()}; log: {done.log}", flush=True)
+    return {"name": line.name, "tree": tree, "date": time.strftime("%Y-%m-%d"), "command": line.command,
+            "seconds": round(time.monotonic() - start), "passed": found.passed, "failed": found.failed,
+            "skipped": found.skipped, "skips": found.skips, "faults": found.faults,
+            "measured": MEASURED.findall(counts.ANSI.sub("", done.text()))}
+
+
+def told(row: dict) -> Counts:
+    return Counts(row["passed"], row["failed"], row["skipped"], list(row["faults"]), list(row["skips"]))
+
+
+# --- the document ----------------------------------------------------------------------------------------------
+
+HEAD = """# Measured
+
+Written by `tools/check --full`; not edited by hand. An acceptance line is met when it stands here as passed. The tree
+is the hash of all files but the documents: rows of another hash were measured on an earlier tree.
+
+"""
+
+
+def section(line: Line, row: dict) -> str:
+    verdict = "passed" if not row["failed"] else "**failed**"
+    skipped = f", {row['skipped']} skipped" if row["skipped"] else ""
+    text = [f"## {line.name}", "", f"{line.what[0].upper()}{line.what[1:]}.", "",
+            f"- Command: `{row['command']}`",
+            f"- Result: {verdict}: {row['passed']} passed, {row['failed']} failed{skipped}, in {row['seconds']} s",
+            f"- Date: {row['date']}, tree {row['tree']}"]
+    text += [f"- Skipped: {skip}" for skip in row["skips"]]
+    text += [f"- Fault: {fault}" for fault in row["faults"][:20]]
+    if row["measured"]:
+        text += ["", "```", *row["measured"], "```"]
+    return "\n".join(text) + "\n"
+
+
+def old_sections(document: Path) -> dict[str, str]:
+    if not document.is_file():
+        return {}
+    parts = re.split(r"^(?=## )", document.read_text(), flags=re.MULTILINE)[1:]
+    return {part.splitlines()[0].removeprefix("## "): part.rstrip() + "\n" for part in parts}
+
+
+def write_document(document: Path, rows: list[dict], tree: str) -> None:
+    old = old_sections(document)
+    parts = []
+    for line in LINES:
+        own = [row for row in rows if row["name"] == line.name]
+        newest = next((row for row in own if row["tree"] == tree), own[0] if own else None)
+        if newest:
+            parts.append(section(line, newest))
+        else:
+            parts.append(old.get(line.name, f"## {line.name}\n\n{line.what[0].upper()}{line.what[1:]}. Not measured yet.\n"))
+    document.write_text(HEAD + "\n".join(parts))

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The suites of tools/check, in the order in which they run: cheap and telling first.
+
+A suite is a function that runs commands through its Context and returns Counts. To add one, write the function and a
+row in SUITES. Every Python runner gets the directory of the binaries to test in the environment variable BUILD_DIR.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import counts
+import processes
+from counts import Counts
+
+
+@dataclass
+class Context:
+    root: Path
+    build: Path  # the ordinary build
+    logs: Path  # one file per command
+    suite: str = ""
+    deadline: float = 0.0  # seconds this suite may still take
+
+    def run(self, name: str, command: list[str], limit: float, env: dict[str, str] | None = None) -> processes.Done:
+        """One command within the suite's time; what it left running is ended and shown in its log."""
+        done = processes.run(command, self.logs / f"{self.suite}-{name}.log", max(1.0, min(limit, self.deadline)),
+                             self.root, env)
+        self.deadline -= done.seconds
+        return done
+
+    def build_tree(self, directory: Path, *options: str, cxx: str = "", targets: tuple[str, ...] = ()) -> Counts:
+        command = ["tools/build", "--dir", str(directory), *options]
+        if targets:
+            command += ["--", *targets]
+        done = self.run("build", command, 3600, {"CXX": cxx} if cxx else None)
+        return Counts() if done.ok else counts.failure(f"build of {directory.name}: {done.why()}, see {done.log}")
+
+    def meson(self, directory: Path, *arguments: str, env: dict[str, str] | None = None) -> Counts:
+        """`meson test`, counted from its log of results, never from its exit status alone."""
+        results = directory / "meson-logs" / f"testlog-{self.suite}.json"
+        results.unlink(missing_ok=True)
+        command = ["meson", "test", "-C", str(directory), "--no-rebuild", "--print-errorlogs", "--logbase",
+                   f"testlog-{self.suite}", *arguments]
+        done = self.run("meson", command, 3600, env)
+        found = counts.from_meson(results)
+        if not done.ok and not found.failed:
+            found += counts.failure(f"meson test: {done.why()}, see {done.log}")
+        found += leftovers(done)
+        return found
+
+    def runner(self, name: str, command: list[str], env: dict[str, str] | None = None) -> Counts:
+        """A script of ours that ends with `N passed, N failed[, N skipped]`."""
+        done = self.run(name, command, 3600, {"BUILD_DIR": str(self.build), **(env or {})})
+        found = counts.from_output(name, done.text(), done.status, done.why())
+        if found.failed:
+            found.faults.append(f"{name}: see {done.log}")
+        found += leftovers(done)
+        return found
+
+
+def leftovers(done: processes.Done) -> Counts:
+    """A test that leaves processes behind has failed, whatever it says."""
+    return Counts(failed=len(done.leftovers), faults=[f"{done.log.stem}: left running: {row}" for row in done.leftovers])
+
+
+# --- the suites ------------------------------------------------------------------------------------------------
+
+# Meson suites that have a row of their own; everything else in tests/meson.build is "unit".
+OWN_ROW = ("lint", "platform", "integration")
+NOT_UNIT = [word for suite in OWN_ROW for word in ("--no-suite", suite)]
+
+
+def lint(at: Context) -> Counts:
+    return at.meson(at.build, "--suite", "lint")
+
+
+def unit(at: Context) -> Counts:
+    return at.meson(at.build, *NOT_UNIT)
+
+
+def tidy(at: Context) -> Counts:
+    return at.runner("tidy", ["python3", "tests/lint/tidy.py", str(at.build)])
+
+
+def without_random_layout(command: list[str]) -> list[str]:
+    """ThreadSanitizer of GCC 12 cannot live with the wide address-space randomisation of newer kernels."""
+    return ["setarch", "-R", *command] if shutil.which("setarch") else command
+
+
+SANITIZER_ENV = {
+    "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1:abort_on_error=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+}
+
+
+def address(at: Context) -> Counts:
+    """AddressSanitizer and UndefinedBehaviorSanitizer."""
+    directory = at.root / "build-asan"
+    built = at.build_tree(directory, "-Db_sanitize=address,undefined", "-Doptimization=1")
+    if built.failed:
+        return built
+    return at.meson(directory, "--no-suite", "lint", "--timeout-multiplier", "4", env=SANITIZER_ENV)
+
+
+def threads(at: Context) -> Counts:
+    """ThreadSanitizer."""
+    directory = at.root / "build-tsan"
+    built = at.build_tree(directory, "-Db_sanitize=thread", "-Doptimization=1")
+    if built.failed:
+        return built
+    return at.meson(directory, "--no-suite", "lint", "--timeout-multiplier", "6",
+                    "--wrapper", " ".join(without_random_layout([])), env=SANITIZER_ENV)
+
+
+def fuzz(at: Context, executions: int = 0, seconds: int = 4) -> Counts:
+    """Every fuzz target over its seeds and then for a little while, or for a number of executions."""
+    directory = at.root / "build-fuzz"
+    built = at.build_tree(directory, "-Dfuzz=true", cxx="clang++-14", targets=("fuzz-targets",))
+    if built.failed:
+        return built
+    command = ["python3", "tests/fuzz/run.py", str(directory)]
+    command += ["--executions", str(executions)] if executions else ["--seconds", str(seconds)]
+    return at.runner("fuzz", command)
+
+
+@dataclass(frozen=True)
+class Suite:
+    name: str
+    what: str
+    minutes: float  # killed and counted as failed after so long
+    run: Callable[[Context], Counts] = field(repr=False)
+
+
+SUITES = [
+    Suite("lint", "layers, headers alone, style, format, documents", 6, lint),
+    Suite("unit", "unit tests", 6, unit),
+    Suite("fuzz", "every fuzz target for a few seconds", 12, fuzz),
+    Suite("address", "unit tests under AddressSanitizer and UBSan", 15, address),
+    Suite("threads", "unit tests under ThreadSanitizer", 15, threads),
+    Suite("tidy", "clang-tidy", 15, tidy),
+]
+
+
+def cores() -> int:
+    return os.cpu_count() or 1
