@@ -3,8 +3,7 @@
 // ByteReader and ByteWriter: big-endian, bounds-checked access to bytes in memory.
 //
 // Every integer the migration framework puts on the wire is big-endian and unaligned (stream.md section 1).
-// The reader never throws and never reads past its span: a short read yields an error that names the offset, and
-// consumes nothing.
+// The reader never throws and never reads past its span: a short read names its offset, consumes nothing.
 // Neither owns the bytes it looks at; the writer owns what it wrote.
 #pragma once
 

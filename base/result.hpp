@@ -91,8 +91,8 @@ std::string hex(std::uint64_t value);
 
 // MD_TRY(auto x, f());  declares x from the value, or leaves the function with the error.
 #define MD_TRY(declaration, expression) MD_TRY_(declaration, expression, __COUNTER__)
-#define MD_TRY_(declaration, expression, unique) MD_TRY_NAMED(declaration, expression, unique)
-#define MD_TRY_NAMED(declaration, expression, unique)                  \
+#define MD_TRY_(declaration, expression, unique) MD_TRY__(declaration, expression, unique)
+#define MD_TRY__(declaration, expression, unique)                  \
   auto md_try_##unique = (expression);                             \
   if (!md_try_##unique) return std::move(md_try_##unique).error(); \
   declaration = std::move(*md_try_##unique)
