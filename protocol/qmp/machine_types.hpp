@@ -222,10 +222,12 @@ struct RamBlockInfo {
   std::string name;
   std::uint64_t size = 0;  // bytes, used length
   std::uint64_t page_size = 4096;
+  std::optional<std::uint64_t> allocated;  // bytes of memory it really takes
   static constexpr std::string_view type_name = "__org.migrationd_RamBlockInfo";
   static constexpr auto members() {
     return std::make_tuple(req("name", &RamBlockInfo::name), req("size", &RamBlockInfo::size, "bytes"),
-                           req("page-size", &RamBlockInfo::page_size, "bytes"));
+                           req("page-size", &RamBlockInfo::page_size, "bytes"),
+                           opt("allocated", &RamBlockInfo::allocated, "bytes of memory it really takes"));
   }
 };
 
@@ -254,6 +256,7 @@ struct MachineInfo {
   std::uint64_t ram_total = 0;  // bytes
   std::vector<RamBlockInfo> blocks;
   std::vector<DeviceInfo> devices;
+  std::optional<std::string> dirty_log;  // how writes are noticed; absent when nothing can write
   static constexpr std::string_view type_name = "__org.migrationd_MachineInfo";
   static constexpr auto members() {
     using S = MachineInfo;
@@ -263,7 +266,8 @@ struct MachineInfo {
                                "whose the machine is: here, moved, unknown (outcome of the hand-over "
                                "not known), none (no machine yet)"),
                            req("ram-total", &S::ram_total, "bytes"), req("blocks", &S::blocks),
-                           req("devices", &S::devices));
+                           req("devices", &S::devices),
+                           opt("dirty-log", &S::dirty_log, "how the guest's writes are noticed"));
   }
 };
 
