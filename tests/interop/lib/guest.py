@@ -39,7 +39,7 @@ class Guest:
 
     def firmware(self, folder: Path) -> Path:
         """A firmware image of ours with the guest in it, for QEMU's -bios: no other firmware has a part in it."""
-        path = folder / "guest.bios"
+        path = folder / f"guest-{self.pages}-{self.fill}-{self.ticks}-{self.every}.bios"
         image = self.boot_sector().ljust(0x10000 - 256, b"\0") + _assembled("bios", "0")
         assert len(image) == 0x10000, len(image)
         path.write_bytes(image)

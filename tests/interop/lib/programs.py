@@ -30,6 +30,14 @@ def migrationd() -> Path:
     return path.resolve()
 
 
+def build_folder() -> Path:
+    """Where the daemon was built, for programs built beside it; the tree's usual one without a daemon."""
+    try:
+        return migrationd().parents[1]
+    except Skip:
+        return TREE / "build"
+
+
 @functools.cache
 def _peers() -> dict[str, str]:
     """tools/peers tells; it is quick when all is installed, and installs when it may."""

@@ -20,8 +20,9 @@ class Qemu(Host):
 
     def __init__(self, folder: Path, name: str, version: str, memory_mib: int = 16, guest: Guest = Guest(),
                  incoming: bool = False, paused: bool = False, machine: str = MACHINE, memfd: bool = False,
-                 namespace: str | None = None, memory_file: Path | None = None, pass_fds: tuple[int, ...] = (),
-                 limits: dict[int, int] | None = None, own_firmware: bool = False):
+                 namespace: str | None = None, pass_fds: tuple[int, ...] = (),
+                 limits: dict[int, int] | None = None, own_firmware: bool = False,
+                 memory_options: str = ""):
         self.version = version
         self.guest = guest
         self.serial_path = folder / f"{name}.serial"
@@ -33,9 +34,9 @@ class Qemu(Host):
             argv += ["-bios", str(guest.firmware(folder))]
         else:
             argv += ["-boot", "a", "-drive", f"file={guest.image(folder)},format=raw,if=floppy,readonly=on"]
-        if memory_file:
+        if memory_options:
             argv += ["-machine", f"{machine},memory-backend=mem", "-object",
-                     f"memory-backend-file,id=mem,size={memory_mib}M,mem-path={memory_file},share=off"]
+                     f"memory-backend-ram,id=mem,size={memory_mib}M,{memory_options}"]
         elif memfd:
             argv += ["-machine", f"{machine},memory-backend=mem", "-object",
                      f"memory-backend-memfd,id=mem,size={memory_mib}M,share=on"]
