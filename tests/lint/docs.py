@@ -5,6 +5,7 @@
 - Every relative link in a Markdown file leads to a file.
 - Every error text in docs/common-errors.md (a heading in backticks) is one the sources can say: its fixed parts, that
   is what stands between the places written <like this>, occur in string literals of one source file or more.
+- Every document that a comment in the code names ("stream.md 5.2", "docs/formats/stream.md") is in the tree.
 - Every path in backticks that begins with a folder of the tree exists, unless its line says "planned".
 """
 
@@ -18,6 +19,7 @@ ERROR = re.compile(r"^#+ `(.+)`\s*$", re.MULTILINE)
 LITERAL = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
 TOPS = ("base", "protocol", "transports", "vmstate", "ram", "postcopy", "daemon", "guest", "tools", "tests",
         "systemd", "docs", ".ci")
+NAMED = re.compile(r"(?<![\w/])((?:docs/)?(?:[\w-]+/)*[\w-]+\.md)\b")
 PATH = re.compile(r"`((?:" + "|".join(map(re.escape, TOPS)) + r")/[A-Za-z0-9_./*@-]*)`")
 
 
@@ -48,6 +50,18 @@ def path_faults(name: str) -> list[str]:
     return faults
 
 
+def named_faults() -> list[str]:
+    """One per missing document, with how often and where first."""
+    there = [name for name in tree.files() if name.endswith(".md")]
+    missing: dict[str, list[str]] = {}
+    for name in tree.code_files():
+        for named in NAMED.findall(tree.text_of(name)):
+            if not any(document == named or document.endswith("/" + named) for document in there):
+                missing.setdefault(named, []).append(name)
+    return [f"there is no '{named}', which {names[0]} and others name {len(names)} times"
+            for named, names in sorted(missing.items())]
+
+
 def error_faults(name: str, said: str) -> tuple[int, list[str]]:
     texts = ERROR.findall(tree.text_of(name)) if (tree.ROOT / name).is_file() else []
     faults = []
@@ -60,6 +74,7 @@ def error_faults(name: str, said: str) -> tuple[int, list[str]]:
 def main() -> int:
     documents = [name for name in tree.files() if name.endswith(".md") and not name.startswith(tree.DATA)]
     faults = [fault for name in documents for fault in link_faults(name) + path_faults(name)]
+    faults += named_faults()
     count, wrong = error_faults("docs/common-errors.md", literals())
     return tree.report(len(documents) + count, faults + wrong)
 
