@@ -20,6 +20,7 @@ from ..lib import cases, links
 from ..lib.daemon import Migrationd
 from ..lib.guest import Guest, last_number
 from ..lib.host import Host
+from ..lib.onecopy import check_one_copy
 from ..lib.process import wait_until
 from ..lib.qemu import Qemu
 from .story import never_ran_twice
@@ -57,8 +58,9 @@ def _describe(host: Migrationd) -> str:
 
 
 def _pair(folder: Path, tag: str, return_path: bool, bandwidth: int = 60 * MB) -> tuple[Migrationd, Migrationd]:
-    source = Migrationd(folder, f"source{tag}", machine=WHAT)
-    destination = Migrationd(folder, f"target{tag}", machine=WHAT, incoming=["defer"])
+    what = f"{WHAT},log={folder}/ticks{tag}"
+    source = Migrationd(folder, f"source{tag}", machine=what)
+    destination = Migrationd(folder, f"target{tag}", machine=what, incoming=["defer"])
     for host in (source, destination):
         host.capabilities(return_path=return_path)
     source.parameters(max_bandwidth=bandwidth)
@@ -78,8 +80,9 @@ def _judge_after_kill(source: Migrationd, destination: Migrationd, victim: str, 
     except AssertionError as error:
         raise AssertionError(f"{victim} killed: {time.monotonic() - killed_at:.2f} s later: "
                              f"{_describe(survivor)}") from error
+    time.sleep(0.1)     # a second copy would have written by now
+    check_one_copy(source.folder / source.name.replace("source", "ticks"))
     if state == "unknown":
-        time.sleep(0.2)
         assert source.run_state() != "running", "it started by itself though the peer may run it"
         source.qmp.execute("cont")
         assert source.run_state() == "running" and source.owner() == "here"

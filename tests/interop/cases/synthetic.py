@@ -14,6 +14,7 @@ from pathlib import Path
 from ..lib import cases
 from ..lib.daemon import Migrationd
 from ..lib.netns import LimitedLink
+from ..lib.onecopy import check_one_copy
 from ..lib.qmp import QmpError
 
 MB = 1_000_000
@@ -79,6 +80,7 @@ def live(folder: Path, rate: int, limited_by: str, link_rate: int = 100 * MB) ->
 
 
 def _live(folder: Path, what: str, address: str, namespaces: tuple, max_bandwidth: int | None) -> None:
+    what += f",log={folder}/ticks"
     with Migrationd(folder, "source", machine=what, namespace=namespaces[0]) as source, \
          Migrationd(folder, "target", machine=what, incoming=["defer"], namespace=namespaces[1]) as destination:
         for host in (source, destination):
@@ -96,6 +98,7 @@ def _live(folder: Path, what: str, address: str, namespaces: tuple, max_bandwidt
             paced = ram["transferred"] - ram["downtime-bytes"]
             assert paced <= max_bandwidth * seconds * 1.15 + (8 << 20), f"{paced} bytes in {seconds:.1f} s"
         check(source, destination, limit)
+        assert check_one_copy(folder / "ticks") == 2
 
 
 for _limit in ("nothing", "max-bandwidth", "tc"):

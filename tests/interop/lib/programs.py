@@ -23,8 +23,9 @@ def set_migrationd(path: str | None) -> None:
 
 
 def migrationd() -> Path:
-    """--migrationd, else the environment's MIGRATIOND, else the tree's usual build."""
-    path = _daemon or Path(os.environ.get("MIGRATIOND", TREE / "build" / "daemon" / "migrationd"))
+    """--migrationd, else the environment's MIGRATIOND, else that of BUILD_DIR, else the tree's usual build."""
+    built = Path(os.environ.get("BUILD_DIR", TREE / "build")) / "daemon" / "migrationd"
+    path = _daemon or Path(os.environ.get("MIGRATIOND", built))
     if not os.access(path, os.X_OK):
         raise Skip(f"no migrationd at {path}")
     return path.resolve()
