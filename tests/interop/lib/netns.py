@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 
 from .programs import Skip
@@ -13,6 +14,15 @@ _count = 0
 
 def _run(*argv: str, check: bool = True) -> subprocess.CompletedProcess:
     return subprocess.run(argv, check=check, capture_output=True, text=True, timeout=20)
+
+
+def _sweep() -> None:
+    """Removes what a run that was killed left behind: namespaces of ours whose process is gone."""
+    for line in _run("ip", "netns", "list", check=False).stdout.splitlines():
+        name = line.split()[0]
+        ours = re.fullmatch(r"md(\d+)n\d+[ab]", name)
+        if ours and not os.path.exists(f"/proc/{ours.group(1)}"):
+            _run("ip", "netns", "del", name, check=False)
 
 
 class LimitedLink:
@@ -32,6 +42,7 @@ class LimitedLink:
         if os.geteuid() != 0:
             raise Skip("network namespaces need root")
         try:
+            _sweep()
             _run("ip", "netns", "add", self.left)
             _run("ip", "netns", "add", self.right)
             _run("ip", "link", "add", "veth0", "netns", self.left, "type", "veth", "peer", "name", "veth0", "netns",
