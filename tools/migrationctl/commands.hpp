@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The commands of migrationctl. Each prints its result on standard output and returns the process's exit code, or
+// an Error, which main prints on standard error and turns into one.
+#pragma once
+
+#include "base/result.hpp"
+#include "tools/migrationctl/qmp_client.hpp"
+
+#include <string>
+#include <vector>
+
+namespace migrationd::ctl {
+
+// Documented in docs/man/migrationctl.1.
+enum ExitCode : int {
+  exit_done = 0,
+  exit_refused = 1,      // the daemon refused, or a check found something wrong
+  exit_usage = 2,        // wrong arguments
+  exit_unreachable = 3,  // no daemon, or the connection broke
+  exit_failed = 4,       // the migration failed
+  exit_cancelled = 5,    // the migration was cancelled
+  exit_needs_force = 6,  // too dangerous without --force
+  exit_missing = 7,      // doctor: something that is needed is missing
+  exit_interrupted = 130
+};
+
+struct Output {
+  bool json = false;
+  bool terminal = false;  // standard output is one
+};
+
+struct MigrateOptions {
+  std::string uri;
+  bool detach = false;
+  bool resume = false;
+};
+
+Result<int> show_status(QmpClient& client, const Output& output);
+Result<int> migrate(QmpClient& client, const Output& output, const MigrateOptions& options);
+Result<int> incoming(QmpClient& client, const Output& output, const std::string& uri, bool wait);
+Result<int> cancel(QmpClient& client, const Output& output);
+Result<int> capabilities(QmpClient& client, const Output& output, const std::vector<std::string>& changes);
+Result<int> parameters(QmpClient& client, const Output& output, const std::vector<std::string>& changes);
+Result<int> stop(QmpClient& client, const Output& output);
+Result<int> cont(QmpClient& client, const Output& output, bool force);
+Result<int> verify_machine(QmpClient& client, const Output& output);
+Result<int> raw(QmpClient& client, const std::string& command, const std::string& arguments);
+int doctor(const Output& output);
+
+// After SIGINT: a command that watches a migration leaves, the migration goes on.
+void note_interrupt() noexcept;
+bool interrupted() noexcept;
+
+}  // namespace migrationd::ctl

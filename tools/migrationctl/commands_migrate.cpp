@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Starting, watching and ending migrations.
+#include "tools/migrationctl/commands.hpp"
+#include "tools/migrationctl/progress.hpp"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+
+namespace migrationd::ctl {
+
+namespace {
+
+using namespace std::chrono_literals;
+
+// Often enough to look alive, and to see the end soon; the daemon answers from a snapshot.
+constexpr auto look_interval = 100ms;
+// A log or a pipe gets a line per second, and one per change of state.
+constexpr auto line_interval = 1000ms;
+constexpr auto cancel_wait = 10s;
+
+std::atomic<bool> interrupt_seen{false};
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+// Ends early at a signal.
+void pause_for(std::chrono::milliseconds time) { ::poll(nullptr, 0, static_cast<int>(time.count())); }
+
+std::size_t terminal_width() {
+  winsize size{};
+  if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1) return size.ws_col - 1u;
+  return 79;
+}
+
+class Display {
+ public:
+  explicit Display(const Output& output) : output_(output) {}
+
+  void show(const Sample& sample) {
+    const auto now = std::chrono::steady_clock::now();
+    const bool changed = sample.status != last_status_;
+    if (output_.terminal && !output_.json) {
+      fmt::print("\r\x1b[K{}", progress_bar(sample, terminal_width()));
+      drawn_ = true;
+    } else if (changed || now - last_line_ >= line_interval) {
+      print_line(sample);
+      last_line_ = now;
+    }
+    last_status_ = sample.status;
+    std::fflush(stdout);
+  }
+  void finish(const Sample& sample) {
+    if (drawn_) fmt::print("\r\x1b[K");
+    if (!output_.json) fmt::print("{}\n", outcome(sample));
+    std::fflush(stdout);
+  }
+  void leave() {
+    if (drawn_) fmt::print("\n");
+    std::fflush(stdout);
+  }
+
+ private:
+  void print_line(const Sample& sample) const {
+    if (output_.json) {
+      fmt::print("{}\n", to_json(sample).dump());
+    } else if (!sample.ended()) {
+      fmt::print("{}\n", progress_line(sample));
+    }
+  }
+
+  const Output& output_;
+  std::chrono::steady_clock::time_point last_line_{};
+  std::string last_status_;
+  bool drawn_ = false;
+};
+
+int exit_code(const Sample& sample) {
+  if (sample.status == "failed") return exit_failed;
+  if (sample.status == "cancelled") return exit_cancelled;
+  return exit_done;
+}
+
+Result<Sample> look(QmpClient& client) {
+  MD_TRY(const Json query, client.execute("query-migrate"));
+  return Sample::from_query(query);
+}
+
+Result<int> watch(QmpClient& client, const Output& output) {
+  Display display(output);
+  while (true) {
+    MD_TRY(const Sample sample, look(client));
+    display.show(sample);
+    if (sample.ended()) {
+      display.finish(sample);
+      return exit_code(sample);
+    }
+    if (interrupted()) {
+      display.leave();
+      fmt::print(stderr, "migrationctl: no longer watching; the migration goes on (`migrationctl cancel` ends it)\n");
+      return exit_interrupted;
+    }
+    pause_for(look_interval);
+  }
+}
+
+// A URI, or the structured form: a list of channels, or one address.
+Result<Json> address_arguments(const std::string& address) {
+  if (!address.starts_with('[') && !address.starts_with('{')) return Json{{"uri", address}};
+  Json value = Json::parse(address, nullptr, false);
+  if (value.is_discarded()) return plan_error("the address looks like JSON but is none");
+  if (value.is_array()) return Json{{"channels", std::move(value)}};
+  Json channel = value.contains("addr") ? std::move(value) : Json{{"channel-type", "main"}, {"addr", std::move(value)}};
+  return Json{{"channels", Json::array({std::move(channel)})}};
+}
+
+std::string address_text(const Json& address) {
+  const std::string type = address.value("type", "");
+  const std::string host = address.value("host", "");
+  if (type == "unix") return "unix:" + address.value("path", "");
+  if (type == "vsock") return fmt::format("vsock:{}:{}", address.value("cid", ""), address.value("port", ""));
+  const bool brackets = host.find(':') != std::string::npos;
+  return fmt::format("tcp:{}{}{}:{}", brackets ? "[" : "", host, brackets ? "]" : "", address.value("port", ""));
+}
+
+}  // namespace
+
+void note_interrupt() noexcept { interrupt_seen.store(true, std::memory_order_relaxed); }
+bool interrupted() noexcept { return interrupt_seen.load(std::memory_order_relaxed); }
+
+Result<int> migrate(QmpClient& client, const Output& output, const MigrateOptions& options) {
+  MD_TRY(Json arguments, address_arguments(options.uri));
+  if (options.resume) arguments["resume"] = true;
+  MD_CHECK(client.execute("migrate", std::move(arguments)));
+  if (options.detach) return exit_done;
+  return watch(client, output);
+}
+
+Result<int> incoming(QmpClient& client, const Output& output, const std::string& uri, bool wait) {
+  MD_TRY(Json arguments, address_arguments(uri));
+  // A person who typed this wants to read what went wrong from the daemon, not to find it gone.
+  arguments["exit-on-error"] = false;
+  MD_CHECK(client.execute("migrate-incoming", std::move(arguments)));
+  MD_TRY(const Json query, client.execute("query-migrate"));
+  if (query.contains("socket-address")) {
+    if (output.json) {
+      fmt::print("{}\n", Json{{"socket-address", query["socket-address"]}}.dump());
+    } else {
+      for (const Json& address : query["socket-address"]) fmt::print("listening on {}\n", address_text(address));
+    }
+    std::fflush(stdout);
+  }
+  if (!wait) return exit_done;
+  return watch(client, output);
+}
+
+Result<int> cancel(QmpClient& client, const Output& output) {
+  MD_CHECK(client.execute("migrate_cancel"));
+  const auto deadline = std::chrono::steady_clock::now() + cancel_wait;
+  MD_TRY(Sample sample, look(client));
+  while (sample.status == "cancelling" && std::chrono::steady_clock::now() < deadline && !interrupted()) {
+    pause_for(look_interval);
+    MD_TRY(sample, look(client));
+  }
+  if (output.json) {
+    fmt::print("{}\n", to_json(sample).dump());
+  } else if (sample.status == "none") {
+    fmt::print("no migration was running\n");
+  } else {
+    fmt::print("{}\n", outcome(sample));
+  }
+  return exit_done;
+}
+
+}  // namespace migrationd::ctl

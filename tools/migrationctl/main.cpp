@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// migrationctl: the person's tool for migrationd. It talks QMP over the control socket like any other client; what
+// it can do, a script can do (docs/man/migrationctl.1).
+#include "tools/migrationctl/commands.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+#include <CLI/CLI.hpp>
+
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+
+namespace {
+
+using namespace migrationd;
+using namespace migrationd::ctl;
+
+constexpr const char* run_directory = "/run/migrationd";
+
+struct Options {
+  std::string socket;
+  std::string name;
+  Output output;
+  MigrateOptions migrate;
+  std::string uri;
+  bool wait = false;
+  bool force = false;
+  std::vector<std::string> changes;
+  std::string command;
+  std::string arguments;
+};
+
+// --socket, -n, MIGRATIOND_SOCKET, or the only daemon there is.
+Result<std::string> socket_path(const Options& options) {
+  if (!options.socket.empty()) {
+    return options.socket.starts_with("unix:") ? options.socket.substr(5) : options.socket;
+  }
+  if (!options.name.empty()) return fmt::format("{}/{}/qmp.sock", run_directory, options.name);
+  if (const char* from_environment = std::getenv("MIGRATIOND_SOCKET")) return std::string(from_environment);
+  std::vector<std::string> found;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(run_directory, ignored)) {
+    const auto path = entry.path() / "qmp.sock";
+    if (std::filesystem::exists(path, ignored)) found.push_back(path);
+  }
+  if (found.size() == 1) return found.front();
+  if (found.empty()) return Error(ErrorKind::io, "no daemon found: give --socket PATH or -n NAME");
+  return plan_error(fmt::format("{} daemons run here: give -n NAME", found.size()));
+}
+
+using Action = std::function<Result<int>(QmpClient&, const Options&)>;
+
+// The subcommands; the chosen one's action is left in `action`, none for doctor.
+void add_commands(CLI::App& app, Options& options, Action& action) {
+  const auto command = [&](const char* name, const char* text, Action what) {
+    CLI::App* const sub = app.add_subcommand(name, text);
+    sub->callback([&action, what = std::move(what)] { action = what; });
+    return sub;
+  };
+  command("status", "the machine, its state, and the latest migration",
+          [](QmpClient& client, const Options& o) { return show_status(client, o.output); });
+  CLI::App* sub = command("migrate", "move the machine to URI and watch",
+                          [](QmpClient& client, const Options& o) { return migrate(client, o.output, o.migrate); });
+  sub->add_option("URI", options.migrate.uri,
+                  "tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, fd:NAME, exec:COMMAND, "
+                  "file:PATH[,offset=N], or an address as JSON")
+      ->required();
+  sub->add_flag("-d,--detach", options.migrate.detach, "return once it has started");
+  sub->add_flag("--resume", options.migrate.resume, "go on with a paused postcopy migration");
+  sub = command("incoming", "take a machine from URI",
+                [](QmpClient& client, const Options& o) { return incoming(client, o.output, o.uri, o.wait); });
+  sub->add_option("URI", options.uri, "where to listen, or the file to read")->required();
+  sub->add_flag("-w,--wait", options.wait, "watch until the machine has arrived");
+  sub = command("capabilities", "show capabilities, or switch some",
+                [](QmpClient& client, const Options& o) { return capabilities(client, o.output, o.changes); });
+  sub->add_option("NAME=on|off", options.changes, "what to switch");
+  sub = command("parameters", "show parameters, or set some",
+                [](QmpClient& client, const Options& o) { return parameters(client, o.output, o.changes); });
+  sub->add_option("NAME=VALUE", options.changes, "what to set; numbers may have a suffix K, M, G or T");
+  command("stop", "stop the machine", [](QmpClient& client, const Options& o) { return stop(client, o.output); });
+  sub = command("cont", "let the machine run",
+                [](QmpClient& client, const Options& o) { return cont(client, o.output, o.force); });
+  sub->add_flag("--force", options.force, "even if the machine was handed over: two running copies destroy its disks");
+  command("cancel", "end the outgoing migration; the machine goes on here",
+          [](QmpClient& client, const Options& o) { return cancel(client, o.output); });
+  command("verify-machine", "check the memory of a synthetic machine",
+          [](QmpClient& client, const Options& o) { return verify_machine(client, o.output); });
+  sub = command("qmp", "send one QMP command and print what it returns",
+                [](QmpClient& client, const Options& o) { return raw(client, o.command, o.arguments); });
+  sub->add_option("COMMAND", options.command, "its name")->required();
+  sub->add_option("JSON", options.arguments, "its arguments, an object");
+  app.add_subcommand("doctor", "what this host allows, and how to mend what it does not");
+}
+
+int exit_code(const Error& error) {
+  if (error.kind() == ErrorKind::peer) return exit_refused;
+  if (error.kind() == ErrorKind::plan) return exit_usage;
+  return exit_unreachable;
+}
+
+Result<int> run(const Options& options, const Action& action) {
+  MD_TRY(const std::string path, socket_path(options));
+  MD_TRY(QmpClient client, QmpClient::connect(path));
+  return action(client, options);
+}
+
+void watch_interrupts() {
+  struct sigaction handler {};
+  handler.sa_handler = [](int) { note_interrupt(); };
+  // The second one ends us at once.
+  handler.sa_flags = static_cast<int>(SA_RESETHAND);
+  ::sigaction(SIGINT, &handler, nullptr);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  Action action;
+  CLI::App app("migrationctl: look at and move the machine of a migrationd");
+  app.set_version_flag("--version", MIGRATIOND_VERSION);
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.add_option("--socket", options.socket, "the daemon's control socket (else MIGRATIOND_SOCKET)");
+  app.add_option("-n,--name", options.name, "the daemon migrationd@NAME: /run/migrationd/NAME/qmp.sock");
+  app.add_flag("--json", options.output.json, "print JSON");
+  add_commands(app, options, action);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? exit_done : exit_usage;
+  }
+  options.output.terminal = ::isatty(STDOUT_FILENO) == 1;
+  if (!action) return doctor(options.output);
+  watch_interrupts();
+  const auto code = run(options, action);
+  if (code) return *code;
+  fmt::print(stderr, "migrationctl: {}\n", code.error().text());
+  return exit_code(code.error());
+}
