@@ -159,6 +159,7 @@ Result<int> incoming(QmpClient& client, const Output& output, const std::string&
 }
 
 Result<int> cancel(QmpClient& client, const Output& output) {
+  MD_TRY(const Sample before, look(client));
   MD_CHECK(client.execute("migrate_cancel"));
   const auto deadline = std::chrono::steady_clock::now() + cancel_wait;
   MD_TRY(Sample sample, look(client));
@@ -168,7 +169,7 @@ Result<int> cancel(QmpClient& client, const Output& output) {
   }
   if (output.json) {
     fmt::print("{}\n", to_json(sample).dump());
-  } else if (sample.status == "none") {
+  } else if (before.ended() || before.status == "none") {
     fmt::print("no migration was running\n");
   } else {
     fmt::print("{}\n", outcome(sample));
