@@ -12,7 +12,7 @@
 // nothing. Where userfaultfd is not available, all of a huge-page block that holds anything counts as data; that is
 // correct, only slower.
 //
-// Cost: SEEK_HOLE visits every page of an extent, about 14 ms per GiB; holes are skipped at once.
+// Cost: finding the end of data visits its pages, 9 to 14 ms per GiB; holes are skipped at once.
 // Thread: one at a time.
 #pragma once
 
@@ -50,6 +50,7 @@ class Extents {
   Extents(const RamBlock& block, UniqueFd file) noexcept : block_(&block), file_(std::move(file)) {}
   Result<void> make_probe();
   Result<bool> has_huge_page(std::uint64_t offset) const;
+  bool surely_full(std::uint64_t from, std::uint64_t end) const noexcept;
   Result<std::uint64_t> seek(std::uint64_t from, std::uint64_t end, bool data) const;
   Result<std::uint64_t> probe(std::uint64_t from, std::uint64_t end, bool data) const;
 

@@ -8,9 +8,10 @@
 // Order: next() clears the bits of a batch before the caller reads a page. Holes are asked from the file in the same
 // order: bit cleared, then asked; data that comes into a hole later is reported by the dirty log.
 //
-// Holes: in the first pass every hole is found by `extents` and yielded as such, in large runs. In later passes
-// a dirty page is data, because it was written; only if the file holds fewer pages than at the pass before (the
-// guest gave memory back) is each dirty page asked for.
+// Holes: a page that was never sent is *fresh*. Fresh pages lie behind the frontier, the furthest place any sweep came
+// to, so that a first pass that is cut short (the machine is stopped early) loses nothing. Fresh holes are found by
+// `extents` and yielded as such, in large runs. Before the frontier a dirty page is data, because it was written; only
+// if the file holds fewer pages than at the pass before (the guest gave memory back) is each dirty page asked for.
 //
 // Cost: remaining_pages() is a number kept up to date; bits are counted once per pass, never per batch.
 // Thread: the mover.
@@ -53,15 +54,27 @@ class PageScanner {
   struct Block {
     Extents extents;
     std::uint64_t allocated = 0;  // bytes, when the pass began
-    bool ask_for_holes = true;    // in this pass
-    Extent known;                 // last piece of data found in this pass
+    bool full = false;            // no holes then
+    bool shrank = false;          // since the pass before
+    Extent known;                 // last piece of fresh data found in this pass
+  };
+  struct Position {
+    std::size_t block = 0;
+    std::uint64_t page = 0;
+    auto operator<=>(const Position&) const = default;
+  };
+  // Pages [first, end) of the sweep's block are all of one kind.
+  struct Piece {
+    std::uint64_t end = 0;
+    BatchKind kind = BatchKind::data;
   };
 
   PageScanner(RamMap& map, std::vector<Block> blocks);
-  Result<void> start_sweep(bool first);
-  // The first page in [page, end) of another kind than `page` itself; sets `hole` to what `page` is.
-  Result<std::uint64_t> same_kind_until(std::uint64_t page, std::uint64_t end, bool& hole);
-  Result<std::uint64_t> ask_extents(std::uint64_t page, std::uint64_t end, bool& hole);
+  Result<void> start_sweep();
+  // What the dirty pages [first, end) of the sweep's block begin with.
+  Result<Piece> classify(std::uint64_t first, std::uint64_t end);
+  Result<Piece> classify_fresh(std::uint64_t first, std::uint64_t end);
+  Result<Piece> classify_sent(std::uint64_t first, std::uint64_t end);
   void take(PageRun run);
 
   RamMap* map_;
@@ -69,9 +82,8 @@ class PageScanner {
   DirtyBitmaps dirty_;
   PageBatch batch_;
   std::uint64_t remaining_ = 0;
-  std::size_t block_ = 0;  // position of the sweep
-  std::uint64_t page_ = 0;
-  bool first_pass_ = true;
+  Position at_;        // of the sweep
+  Position frontier_;  // pages from here on were never sent, and are all dirty
 };
 
 }  // namespace migrationd::ram

@@ -51,8 +51,7 @@ class SinkStream final : public PageSink {
   void forget_block() noexcept { current_block_.reset(); }
 
  private:
-  Result<void> send_run(std::size_t block, PageRun run);
-  Result<void> send_pages(std::size_t block, std::uint64_t first, std::uint64_t end);
+  Result<void> send_pages(std::size_t block, PageRun run);
   Result<void> send_page(std::size_t block, std::uint64_t offset);
   Result<void> send_zero_page(std::size_t block, std::uint64_t offset);
   Result<void> send_holes(std::size_t block, PageRun run);

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ram/sink_stream.hpp"
+
+#include "protocol/stream/ram_record.hpp"
+#include "ram/zero_page.hpp"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+
+namespace migrationd::ram {
+namespace {
+
+// One write of hole records: 4096 of them, 36 KiB, which stay in the first-level cache while they are made.
+constexpr std::size_t zero_run_pages = 4096;
+
+}  // namespace
+
+SinkStream::SinkStream(RamMap& map, transports::BufferedWriter& writer, const StopSource& stop, SendCounters& counters,
+                       Options options)
+    : map_(map),
+      writer_(writer),
+      stop_(stop),
+      counters_(counters),
+      options_(options),
+      zero_records_(new std::byte[zero_run_pages * stream::zero_record_bytes]) {}
+
+std::string_view SinkStream::name_for(std::size_t block) noexcept {
+  if (current_block_ == block) return {};
+  current_block_ = block;
+  return map_.at(block).name();
+}
+
+void SinkStream::account(std::size_t bytes) noexcept {
+  counters_.transferred.add(bytes);
+  unpaced_ += bytes;
+}
+
+Result<void> SinkStream::pace() {
+  if (limiter_ == nullptr) {
+    unpaced_ = 0;
+    return {};
+  }
+  if (unpaced_ < limiter_->quantum()) return {};
+  limiter_->sent(unpaced_);
+  unpaced_ = 0;
+  auto wait = limiter_->wait(std::chrono::steady_clock::now());
+  if (wait == std::chrono::nanoseconds::zero()) return {};
+  // What was paid for goes out before we sleep: the peer works meanwhile, and references end.
+  MD_CHECK(writer_.flush());
+  while (wait != std::chrono::nanoseconds::zero()) {
+    if (!stop_.sleep_for(wait)) return cancelled_error();
+    wait = limiter_->wait(std::chrono::steady_clock::now());
+  }
+  return {};
+}
+
+Result<void> SinkStream::send_zero_page(std::size_t block, std::uint64_t offset) {
+  std::array<std::byte, stream::ram_record_header_max> record;
+  const std::size_t size = stream::encode_zero_record(record.data(), offset, name_for(block));
+  account(size);
+  counters_.zero_pages.add(1);
+  return writer_.append({record.data(), size});
+}
+
+Result<void> SinkStream::send_page(std::size_t block, std::uint64_t offset) {
+  const std::byte* const page = map_.at(block).engine() + offset;
+  if (is_zero_page(page)) return send_zero_page(block, offset);
+  std::array<std::byte, stream::ram_record_header_max> header;
+  const std::size_t size = stream::encode_page_header(header.data(), offset, name_for(block));
+  account(size + page_size);
+  counters_.normal_pages.add(1);
+  MD_CHECK(writer_.append({header.data(), size}));
+  return writer_.append_reference({page, page_size});
+}
+
+Result<void> SinkStream::send_pages(std::size_t block, PageRun run) {
+  for (std::uint64_t page = run.first; page < run.first + run.count; ++page) {
+    MD_CHECK(send_page(block, page * page_size));
+    MD_CHECK(pace());
+  }
+  return {};
+}
+
+Result<void> SinkStream::send_holes(std::size_t block, PageRun run) {
+  // The first may have to name its block; the others go in bulk.
+  MD_CHECK(send_zero_page(block, run.first * page_size));
+  for (std::uint64_t done = 1; done < run.count;) {
+    const std::size_t pages = std::min<std::uint64_t>(run.count - done, zero_run_pages);
+    const std::size_t size = stream::encode_zero_run(zero_records_.get(), (run.first + done) * page_size, pages);
+    account(size);
+    counters_.zero_pages.add(pages);
+    MD_CHECK(writer_.append({zero_records_.get(), size}));
+    MD_CHECK(pace());
+    done += pages;
+  }
+  return {};
+}
+
+Result<void> SinkStream::send(const PageBatch& batch) {
+  if (batch.kind() == BatchKind::fresh_holes && options_.skip_holes) {
+    counters_.skipped_pages.add(batch.pages());
+    return {};
+  }
+  for (const PageRun& run : batch.runs())
+    MD_CHECK(batch.kind() == BatchKind::data ? send_pages(batch.block(), run) : send_holes(batch.block(), run));
+  return {};
+}
+
+Result<void> SinkStream::finish_pass() { return writer_.flush(); }
+
+Result<void> SinkStream::end_body() {
+  std::array<std::byte, stream::ram_word_bytes> record;
+  const std::size_t size = stream::encode_eos(record.data());
+  account(size);
+  return writer_.append({record.data(), size});
+}
+
+}  // namespace migrationd::ram
