@@ -74,8 +74,8 @@ def run(at: Context, suite: Suite) -> Counts:
     start = time.monotonic()
     print(f"== {suite.name}: {suite.what}", flush=True)
     found = suite.run(at)
-    if found.total == 0:
-        found += counts.failure(f"{suite.name}: ran nothing")
+    if not found.passed and not found.failed:
+        found += counts.failure(f"{suite.name}: nothing ran, {found.skipped} skipped")
     if found.failed:
         show_logs(at)
     show(suite.name, found, time.monotonic() - start)

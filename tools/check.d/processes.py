@@ -37,8 +37,15 @@ class Done:
 
 
 def become_reaper() -> None:
+    """Also: whoever ends this process ends what it runs."""
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, _leave)
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def _leave(sign: int, _frame: object) -> None:
+    raise SystemExit(128 + sign)
 
 
 def _children() -> list[int]:
@@ -56,19 +63,21 @@ def _command_line(pid: int) -> str:
 
 
 def end_leftovers() -> list[str]:
-    """Ends what the last command left running: each round kills what has become our child by then."""
-    ended = []
-    for _ in range(50):
+    """Ends what the last command left running: each round kills what has become our child by then. What is just
+    about to end by itself gets a second for it."""
+    ended: dict[int, str] = {}
+    start = time.monotonic()
+    while time.monotonic() - start < 10:
         alive = _children()
         if not alive:
-            return ended
+            break
         for pid in alive:
             done, _status = os.waitpid(pid, os.WNOHANG)
-            if done == 0:
-                ended.append(f"{pid} {_command_line(pid)}")
+            if done == 0 and time.monotonic() - start > 1:
+                ended.setdefault(pid, f"{pid} {_command_line(pid)}")
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-    return ended
+        time.sleep(0.02)
+    return list(ended.values())
 
 
 def run(command: list[str], log: Path, limit: float, cwd: Path, env: dict[str, str] | None = None,
@@ -85,6 +94,7 @@ def run(command: list[str], log: Path, limit: float, cwd: Path, env: dict[str, s
             status = None
         except BaseException:
             _kill_group(child)
+            end_leftovers()
             raise
         if status is None:
             _kill_group(child)

@@ -53,12 +53,18 @@ class Context:
 
     def runner(self, name: str, command: list[str], env: dict[str, str] | None = None) -> Counts:
         """A script of ours that ends with `N passed, N failed[, N skipped]`."""
-        done = self.run(name, command, 3600, {"BUILD_DIR": str(self.build), **(env or {})})
+        done = self.run(name, command, 3600, {**binaries(self.build), **(env or {})})
         found = counts.from_output(name, done.text(), done.status, done.why())
         if found.failed:
             found.faults.append(f"{name}: see {done.log}")
         found += leftovers(done)
         return found
+
+
+def binaries(build: Path) -> dict[str, str]:
+    """How a runner finds what it tests."""
+    return {"BUILD_DIR": str(build), "MIGRATIOND": str(build / "daemon" / "migrationd"),
+            "MIGRATIONCTL": str(build / "tools" / "migrationctl")}
 
 
 def leftovers(done: processes.Done) -> Counts:
