@@ -6,7 +6,8 @@
 - Every error text in docs/common-errors.md (a heading in backticks) is one the sources can say: its fixed parts, that
   is what stands between the places written <like this>, occur in string literals of one source file or more.
 - Every document that a comment in the code names ("stream.md 5.2", "docs/formats/stream.md") is in the tree.
-- Every path in backticks that begins with a folder of the tree exists, unless its line says "planned".
+- Every path in backticks that begins with a folder of the tree exists (from the root or from the document's own
+  folder), unless its line says "planned".
 """
 
 import re
@@ -45,7 +46,8 @@ def path_faults(name: str) -> list[str]:
         if "planned" in line:
             continue
         for m in PATH.finditer(line):
-            if not any(tree.ROOT.glob(m.group(1).rstrip("/"))):
+            wanted = m.group(1).rstrip("/")
+            if not any(tree.ROOT.glob(wanted)) and not any((tree.ROOT / name).parent.glob(wanted)):
                 faults.append(f"{name}:{number}: there is no '{m.group(1)}'")
     return faults
 

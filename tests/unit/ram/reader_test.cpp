@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "memory_channel.hpp"
+#include "tests/unit/ram/memory_channel.hpp"
 #include "ram/ram_section_reader.hpp"
 #include "ram/store_plain.hpp"
 #include "tests/unit/catch.hpp"
