@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tests/unit/ram/memory_channel.hpp"
 #include "ram/ram_section_reader.hpp"
 #include "ram/store_plain.hpp"
 #include "tests/unit/catch.hpp"
+#include "tests/unit/ram/memory_channel.hpp"
 
 #include <algorithm>
 

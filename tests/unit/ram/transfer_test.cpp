@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The test that matters: whatever is dirtied and whenever, the destination's memory equals the source's at hand-over.
-#include "tests/unit/ram/memory_channel.hpp"
 #include "protocol/stream/ram_setup.hpp"
 #include "ram/dirty_log_factory.hpp"
 #include "ram/page_scanner.hpp"
@@ -9,6 +8,7 @@
 #include "ram/sink_stream.hpp"
 #include "ram/store_plain.hpp"
 #include "tests/unit/catch.hpp"
+#include "tests/unit/ram/memory_channel.hpp"
 
 #include <atomic>
 #include <cstring>
