@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/service.hpp"
 
+#include "base/result.hpp"
+
 #ifdef MIGRATIOND_WITH_SYSTEMD
 
 #include <fmt/format.h>
 #include <systemd/sd-daemon.h>
 
-#include <cstdlib>
+#include <string>
 
 namespace migrationd::service {
 
@@ -20,16 +22,12 @@ std::string one_line(std::string_view status) { return printable(status, 512); }
 
 }  // namespace
 
-Result<std::vector<PassedFd>> listen_fds() {
-  char** names = nullptr;
-  const int count = ::sd_listen_fds_with_names(1, &names);
-  if (count < 0) return Error::from_errno("take the sockets the service manager passed", -count);
-  std::vector<PassedFd> out;
-  for (int i = 0; i < count; ++i) {
-    out.push_back({UniqueFd(SD_LISTEN_FDS_START + i), names != nullptr ? names[i] : "unknown"});
-    if (names != nullptr) std::free(names[i]);
-  }
-  std::free(names);
+bool is_socket_activated() { return ::sd_listen_fds(0) > 0; }
+
+std::vector<UniqueFd> listen_fds() {
+  const int count = ::sd_listen_fds(1);
+  std::vector<UniqueFd> out;
+  for (int i = 0; i < count; ++i) out.emplace_back(SD_LISTEN_FDS_START + i);
   return out;
 }
 
@@ -43,7 +41,8 @@ void notify_stopping() { notify("STOPPING=1"); }
 
 namespace migrationd::service {
 
-Result<std::vector<PassedFd>> listen_fds() { return std::vector<PassedFd>(); }
+bool is_socket_activated() { return false; }
+std::vector<UniqueFd> listen_fds() { return {}; }
 void notify_ready(std::string_view) {}
 void notify_status(std::string_view) {}
 void notify_stopping() {}

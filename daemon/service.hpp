@@ -7,23 +7,18 @@
 // Thread: listen_fds() before any other thread starts (it changes the environment); the rest from any thread.
 #pragma once
 
-#include "base/result.hpp"
 #include "base/unique_fd.hpp"
 
-#include <string>
 #include <string_view>
 #include <vector>
 
 namespace migrationd::service {
 
-struct PassedFd {
-  UniqueFd fd;       // close-on-exec
-  std::string name;  // FileDescriptorName= of the socket unit, "unknown" without
-};
-
-// Every descriptor the service manager passed, in its order; once: the variables are removed, so that a child
-// does not take them for its own. Error: the passed number is nonsense.
-Result<std::vector<PassedFd>> listen_fds();
+// Whether the service manager passed sockets to this process and listen_fds() has not taken them yet.
+bool is_socket_activated();
+// Every descriptor the service manager passed, in its order, close-on-exec; once: the variables are removed, so
+// that a child does not take them for its own. Nonsense in the variables counts as none.
+std::vector<UniqueFd> listen_fds();
 
 // The daemon serves. `status` is what `systemctl status` shows; one line.
 void notify_ready(std::string_view status);

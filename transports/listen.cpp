@@ -243,6 +243,8 @@ Result<UniqueFd> take_descriptor(const std::string& name, FdSource& descriptors,
   const bool known = std::find(inherited.begin(), inherited.end(), number) != inherited.end();
   if (number < 3 || !known || ::fcntl(number, F_GETFD) < 0)
     return plan_error(fmt::format("File descriptor {} was not inherited by this process", number));
+  // Not taken before it is known to be a stream: a control socket passed at start is inherited too.
+  if (auto kind = kind_of(number); !kind) return std::move(kind).error().with(fmt::format("fd:{}", number));
   ::fcntl(number, F_SETFD, FD_CLOEXEC);
   return UniqueFd(number);
 }

@@ -264,6 +264,15 @@ TEST_CASE("Listen.fd_takes_named_and_inherited_descriptors_only") {
         "File descriptor " + std::to_string(number) + " was not inherited by this process");
 }
 
+TEST_CASE("Listen.fd_leaves_an_inherited_listening_socket_alone") {
+  const UniqueFd control(::socket(AF_INET, SOCK_STREAM, 0));
+  REQUIRE(::listen(control.get(), 1) == 0);
+  const std::string text = "fd:" + std::to_string(control.get());
+  CHECK(listen_error(text, {.inherited_fds = {control.get()}}) ==
+        text + ": the descriptor is not a connected stream socket");
+  CHECK(::fcntl(control.get(), F_GETFD) >= 0);
+}
+
 TEST_CASE("Listen.exec_reads_the_command_s_output") {
   const auto stop = make_stop();
   FakeFdSource descriptors;
