@@ -31,7 +31,8 @@ Result<void> empty_block(RamBlock& block) {
 
 StorePlain::StorePlain(RamMap& map) : map_(map) {
   for (std::size_t index = 0; index < map.size(); ++index)
-    blocks_.push_back(Block{Bitmap(map.at(index).pages()), Bitmap(map.at(index).pages())});
+    blocks_.push_back(
+        Block{Bitmap(map.at(index).pages()), Bitmap(map.at(index).pages()), Bitmap(map.at(index).pages())});
 }
 
 Result<std::unique_ptr<StorePlain>> StorePlain::make(RamMap& map) {
@@ -39,7 +40,7 @@ Result<std::unique_ptr<StorePlain>> StorePlain::make(RamMap& map) {
   return std::unique_ptr<StorePlain>(new StorePlain(map));
 }
 
-void StorePlain::copy_over(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages) noexcept {
+void StorePlain::copy_to_view(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages) noexcept {
   std::byte* to = block.engine() + offset;
   for (const iovec& page : pages) {
     std::memcpy(to, page.iov_base, page_size);
@@ -47,7 +48,7 @@ void StorePlain::copy_over(const RamBlock& block, std::uint64_t offset, std::spa
   }
 }
 
-Result<void> StorePlain::write_fresh(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages) {
+Result<void> StorePlain::write_to_file(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages) {
   rest_.assign(pages.begin(), pages.end());
   std::span<iovec> rest(rest_);
   while (!rest.empty()) {
@@ -71,25 +72,36 @@ Result<void> StorePlain::write_fresh(const RamBlock& block, std::uint64_t offset
   return {};
 }
 
+// What is stored for the second time is hot.
+void StorePlain::note_stored(Block& block, std::size_t first, std::size_t end) noexcept {
+  for (std::size_t page = block.stored.find_set(first); page < end; page = block.stored.find_set(page)) {
+    const std::size_t stop = std::min(end, block.stored.find_clear(page));
+    block.hot.set_range(page, stop - page);
+    page = stop;
+  }
+  block.stored.set_range(first, end - first);
+}
+
 Result<void> StorePlain::place(const GuestSpan& span, std::span<const iovec> pages) {
   const RamBlock& target = map_.at(span.block());
   Block& block = blocks_[span.block()];
   const std::size_t first = span.offset() / page_size;
   const std::size_t end = first + pages.size();
+  const bool huge = target.backing_page() != page_size;
   for (std::size_t page = first; page < end;) {
-    const bool again = target.backing_page() != page_size || block.stored.test(page);
-    std::size_t stop = end;
-    if (target.backing_page() == page_size)
-      stop = std::min(end, again ? block.stored.find_clear(page) : block.stored.find_set(page));
+    const bool by_view = huge || block.hot.test(page);
+    const std::size_t stop =
+        huge ? end : std::min(end, by_view ? block.hot.find_clear(page) : block.hot.find_set(page));
     const auto part = pages.subspan(page - first, stop - page);
-    if (again) {
-      copy_over(target, page * page_size, part);
+    if (by_view) {
+      copy_to_view(target, page * page_size, part);
     } else {
-      MD_CHECK(write_fresh(target, page * page_size, part));
+      MD_CHECK(write_to_file(target, page * page_size, part));
+      note_stored(block, page, stop);
     }
     page = stop;
   }
-  block.stored.set_range(first, pages.size());
+  if (huge) block.stored.set_range(first, pages.size());
   block.received.set_range(first, pages.size());
   return {};
 }

@@ -19,10 +19,11 @@ std::uint64_t word_at(const std::byte* page, std::size_t offset) noexcept {
   return word;
 }
 
-// Where data shows most often: the beginning, the middle, the end.
+// Where data shows most often: in the first cache line. The others are touched only if that one is zero, for each
+// touched line is a miss in memory that nobody looked at for long.
 bool looks_zero(const std::byte* page) noexcept {
-  return (word_at(page, 0) | word_at(page, 8) | word_at(page, 24) | word_at(page, 2048) |
-          word_at(page, page_size - 8)) == 0;
+  return (word_at(page, 0) | word_at(page, 8) | word_at(page, 24) | word_at(page, 56)) == 0 &&
+         (word_at(page, 2048) | word_at(page, page_size - 8)) == 0;
 }
 
 // 128 bytes per step: the loop ends soon after the first byte that is not zero.

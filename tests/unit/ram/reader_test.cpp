@@ -85,6 +85,25 @@ TEST_CASE("RamSectionReader.the_last_record_wins_also_between_pages_and_zeros") 
   CHECK(destination.byte_at(0, 0x2000) == 8);
 }
 
+TEST_CASE("StorePlain.a_page_that_comes_again_and_again_holds_the_last_bytes") {
+  Destination destination;
+  const Mapping guest = Mapping::of_fd(destination.map.at(0).fd(), destination.map.at(0).length()).value();
+  for (int value = 1; value <= 5; ++value) {
+    ByteWriter body;
+    body.u64(0x3008).str8("pc.ram").bytes(page_of(value));
+    body.u64(0x4028).bytes(page_of(value + 100));
+    if (value % 2 == 1) body.u64(0x5028).bytes(page_of(value + 50));
+    body.u64(0x10);
+    REQUIRE(bool(destination.read(body)));
+    for (const int page : {3, 4}) {
+      const auto expected = static_cast<std::byte>(page == 3 ? value : value + 100);
+      CHECK(guest.data()[page * page_size] == expected);
+      CHECK(guest.data()[(page + 1) * page_size - 1] == expected);
+    }
+  }
+  CHECK(guest.data()[5 * page_size] == std::byte{55});
+}
+
 TEST_CASE("RamSectionReader.zeros_for_pages_never_stored_allocate_nothing") {
   Destination destination;
   ByteWriter body;
