@@ -54,6 +54,8 @@ inline constexpr std::size_t qmp_nesting = 1024;                         // as Q
 inline constexpr std::size_t qmp_tokens = 2097152;                       // as QEMU
 inline constexpr std::size_t qmp_unread_output = std::size_t{16} << 20;  // a client that does not read is dropped
 inline constexpr std::size_t qmp_clients = 64;
+// A client that has not negotiated by then gives its place to another when all are taken.
+inline constexpr auto qmp_negotiation_wait = 10s;
 inline constexpr std::size_t qmp_queued_requests = 8;  // as QEMU with out-of-band on (qmp.md 4)
 inline constexpr std::size_t fds_per_message = 16;     // as QEMU (qmp.md 7)
 

@@ -4,6 +4,7 @@
 #include "base/limits.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -177,6 +178,15 @@ void Connection::flush() noexcept {
     if (sent_of_front_ < front.size()) continue;
     queue_.pop_front();
     sent_of_front_ = 0;
+  }
+}
+
+void Connection::flush_until(std::chrono::steady_clock::time_point deadline) noexcept {
+  for (flush(); !queue_.empty() && !closed_; flush()) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    if (left.count() <= 0) return;
+    pollfd writable{socket_.get(), POLLOUT, 0};
+    if (::poll(&writable, 1, static_cast<int>(left.count())) <= 0) return;
   }
 }
 

@@ -18,6 +18,7 @@
 #include "base/unique_fd.hpp"
 #include "daemon/control/event_loop.hpp"
 
+#include <chrono>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -57,8 +58,9 @@ class Connection {
   // on_closed once all output is written; no more input.
   void close_when_written();
   bool is_closed() const noexcept { return closed_; }
-  // Tries to write what is queued, without the loop; for the last reply of a process that ends.
-  void flush() noexcept;
+  // Writes what is queued, without the loop, waiting for the client until `deadline`; for the last reply of a process
+  // that ends.
+  void flush_until(std::chrono::steady_clock::time_point deadline) noexcept;
   std::size_t unread_output() const noexcept { return queued_bytes_; }
 
  private:
@@ -72,6 +74,7 @@ class Connection {
   void read_up_to_fds(std::size_t count);
   void deliver_held();
   void arm_read();
+  void flush() noexcept;
   void arm_write();
   void give_up(std::string why);
   void finish_if_written();

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// From the arguments of migrate and migrate-incoming to one transports::Address, with QEMU 10.0's checks in its order
+// (qmp.md 9.1, file-and-channels.md 5.2).
+//
+// Thread: pure functions.
+#pragma once
+
+#include "protocol/qmp/error.hpp"
+#include "protocol/qmp/socket_address.hpp"
+#include "transports/address.hpp"
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace migrationd::control {
+
+enum class Direction { outgoing, incoming };
+
+// Either a uri or channels, not both; an empty list counts as none.
+qmp::QmpResult<transports::Address> channel_address(const std::optional<std::string>& uri,
+                                                    const std::optional<std::vector<qmp::MigrationChannel>>& channels,
+                                                    Direction direction);
+
+}  // namespace migrationd::control

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon to talk to and a client that shows every line, for the tests of the control socket (qmp_*.py).
+
+MIGRATIOND names the daemon's program. Every wait is bounded.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import unittest
+from typing import Any
+
+WAIT = 30.0  # seconds; generous: the tests run beside others
+
+
+class Daemon:
+    def __init__(self, *options: str, socket_option: str = "", directory: str | None = None) -> None:
+        self.directory = directory or tempfile.mkdtemp(prefix="migrationd-qmp-")
+        self.owns_directory = directory is None
+        self.path = os.path.join(self.directory, "qmp.sock")
+        self.log = tempfile.TemporaryFile()
+        program = os.environ.get("MIGRATIOND", "build/daemon/migrationd")
+        self.process = subprocess.Popen(
+            [program, "--qmp", f"unix:{self.path}{socket_option}", *options],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+
+    def output(self) -> str:
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")
+
+    def wait_for_socket(self) -> "Daemon":
+        deadline = time.monotonic() + WAIT
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the daemon ended with {self.process.returncode}: {self.output()}")
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(self.path) == 0:
+                    return self
+            time.sleep(0.01)
+        raise AssertionError("the daemon does not listen")
+
+    def status(self) -> int:
+        return self.process.wait(WAIT)
+
+    def connect(self) -> "Client":
+        return Client(self.path)
+
+    def ready(self, **enable: Any) -> "Client":
+        return Client(self.path).negotiate(**enable)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(WAIT)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.log.close()
+        if self.owns_directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Client:
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(WAIT)
+        self.socket.connect(path)
+        self.buffer = b""
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes | str | dict, fds: list[int] | None = None) -> None:
+        if isinstance(data, dict):
+            data = json.dumps(data)
+        if isinstance(data, str):
+            data = data.encode()
+        if fds:
+            sent = self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+            data = data[sent:]
+        self.socket.sendall(data)
+
+    def line(self) -> bytes:
+        """The next line without its CR LF; b"" at the end of the stream."""
+        while b"\r\n" not in self.buffer:
+            more = self.socket.recv(1 << 20)
+            if not more:
+                assert self.buffer == b"", f"unfinished line {self.buffer[:80]!r}"
+                return b""
+            self.buffer += more
+        line, self.buffer = self.buffer.split(b"\r\n", 1)
+        assert b"\n" not in line and b"\r" not in line, line
+        line.decode("ascii")
+        return line
+
+    def message(self) -> dict:
+        line = self.line()
+        assert line, "the connection ended"
+        return json.loads(line)
+
+    def reply(self) -> dict:
+        while True:
+            message = self.message()
+            if "event" not in message:
+                return message
+
+    def ask(self, command: str, arguments: dict | None = None, fds: list[int] | None = None, **more: Any) -> dict:
+        request: dict = {"execute": command, **more}
+        if arguments is not None:
+            request["arguments"] = arguments
+        self.send(request, fds)
+        return self.reply()
+
+    def negotiate(self, **enable: Any) -> "Client":
+        assert "QMP" in self.message()
+        assert self.ask("qmp_capabilities", enable or None) == {"return": {}}
+        return self
+
+    def at_end(self) -> bool:
+        """True when the daemon closed the connection; drops what was still to be read."""
+        try:
+            while self.socket.recv(1 << 20):
+                pass
+        except ConnectionResetError:
+            pass
+        return True
+
+
+def generic(text: str) -> dict:
+    return {"error": {"class": "GenericError", "desc": text}}
+
+
+class DaemonTest(unittest.TestCase):
+    """One daemon per class."""
+
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.daemon = Daemon(*cls.options).wait_for_socket()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.daemon.end()
+
+    def client(self, **enable: Any) -> Client:
+        client = self.daemon.ready(**enable)
+        self.addCleanup(client.close)
+        return client
+
+
+def repository() -> pathlib.Path:
+    return pathlib.Path(__file__).resolve().parents[2]
