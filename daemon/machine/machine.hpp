@@ -11,6 +11,7 @@
 
 #include "base/bytes.hpp"
 #include "base/result.hpp"
+#include "protocol/stream/configuration.hpp"
 #include "protocol/stream/sections.hpp"
 #include "ram/dirty_log.hpp"
 #include "ram/ram_map.hpp"
@@ -31,7 +32,7 @@ enum class MachineKind : std::uint8_t { parked, synthetic };
 // migration, not to the machine.
 struct MachineConfiguration {
   std::string machine_name;                       // "pc-i440fx-7.2", "migrationd-synthetic-1"
-  std::optional<std::vector<std::byte>> uuid;     // 16 raw bytes
+  std::optional<stream::Uuid> uuid;               // as received; nothing: the stream carried none
   std::optional<std::uint32_t> target_page_bits;  // only if the stream had it
   bool switchover_start = false;                  // send COMMAND 11 (machines of QEMU 10.0 on)
 };
@@ -65,8 +66,12 @@ class Machine {
   // Null when nothing can write the memory (parked): every page is sent once.
   virtual ram::DirtyLog* dirty_log() noexcept = 0;
 
+  // Sections that were sent between START ram and the first PART (stream.md section 7), and go there again.
+  virtual std::vector<DeviceSection> early_sections() const { return {}; }
+
   // --- devices ------------------------------------------------------------------------------------------
-  // Paused machine only. `run_state` is the name the globalstate section shall carry ("running", "paused", ...).
+  // Paused machine only; without early_sections(). `run_state` is the name the globalstate section shall carry
+  // ("running", "paused", ...).
   virtual Result<DeviceState> save_devices(std::string_view run_state) = 0;
   // Replaces the state of the devices; the machine is paused. Returns the run state the stream named, if any.
   virtual Result<std::optional<std::string>> load_devices(DeviceState state) = 0;

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace migrationd {
@@ -24,8 +25,16 @@ Result<void> ParkedMachine::pause() {
   return {};
 }
 
+std::vector<DeviceSection> ParkedMachine::early_sections() const {
+  std::vector<DeviceSection> early;
+  std::copy_if(devices_.sections.begin(), devices_.sections.end(), std::back_inserter(early),
+               [](const stream::DeviceSection& section) { return section.early; });
+  return early;
+}
+
 Result<DeviceState> ParkedMachine::save_devices(std::string_view run_state) {
   DeviceState state = devices_;
+  std::erase_if(state.sections, [](const stream::DeviceSection& section) { return section.early; });
   for (stream::DeviceSection& section : state.sections) {
     if (section.name != stream::globalstate_name) continue;
     MD_TRY(const std::string received, stream::read_run_state(section.body));

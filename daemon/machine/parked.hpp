@@ -34,6 +34,7 @@ class ParkedMachine final : public Machine {
 
   ram::DirtyLog* dirty_log() noexcept override { return nullptr; }
 
+  std::vector<DeviceSection> early_sections() const override;
   Result<DeviceState> save_devices(std::string_view run_state) override;
   Result<std::optional<std::string>> load_devices(DeviceState state) override;
   Result<nlohmann::json> verify() override;

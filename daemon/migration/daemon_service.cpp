@@ -133,8 +133,8 @@ Result<void> DaemonService::migrate(const transports::Address& address, bool res
   }
   last_peer_ = transports::to_string(address);
   run->progress = progress_;
-  run->source = std::make_unique<MigrationSource>(plan, std::move(*target), *machine_, run_control_, limits_,
-                                                  *progress_, run->events, *run->stop, *run->continue_gate);
+  run->source = std::make_unique<MigrationSource>(plan, std::move(*target), options_.uuid, *machine_, run_control_,
+                                                  limits_, *progress_, run->events, *run->stop, *run->continue_gate);
   run_ = std::move(run);
   run_->thread = std::thread([this, run = run_.get()] {
     ::pthread_setname_np(::pthread_self(), "mover");
@@ -153,7 +153,9 @@ void DaemonService::finish_outgoing(Run& run) {
   const Error& error = outcome.result.error();
   // A cancel that came after the point of no return did not cancel anything: the truth is `failed`.
   const bool cancelled = lifecycle_.status() == MigrationStatus::cancelling && outcome.ownership == Ownership::ours;
-  if (!error.is_cancelled()) error_text_ = error.text();
+  // Ended by `yank`, not by migrate_cancel: to the client the channel broke (qmp.md 9.9).
+  error_text_ = error.is_cancelled() ? std::string(cancelled ? "" : "Channel error: Input/output error") : error.text();
+  if (error_text_->empty()) error_text_.reset();
   if (cancelled) {
     if (outcome.resumed) events_.resume();
     take_status(MigrationStatus::cancelled);
@@ -217,7 +219,7 @@ void DaemonService::finish_incoming(Run& run) {
   }
   const Error& error = outcome.result.error();
   if (lifecycle_.status() == MigrationStatus::cancelling) return take_status(MigrationStatus::cancelled);
-  error_text_ = error.text();
+  error_text_ = error.is_cancelled() ? "Channel error: Input/output error" : error.text();
   take_status(MigrationStatus::failed);
   if (run.exit_on_error && options_.exit_on_error) options_.exit_on_error();
 }

@@ -18,7 +18,9 @@
 #include "daemon/migration/plan.hpp"
 #include "daemon/migration/run_control.hpp"
 #include "protocol/stream/configuration.hpp"
+#include "protocol/stream/return_path.hpp"
 #include "protocol/stream/sections.hpp"
+#include "ram/counters.hpp"
 #include "transports/buffered.hpp"
 #include "transports/listen.hpp"
 
@@ -28,6 +30,10 @@
 
 namespace migrationd::ram {
 class RamSectionReader;
+class StorePlain;
+}  // namespace migrationd::ram
+namespace migrationd::stream {
+class DeviceTail;
 }
 
 namespace migrationd::migration {
@@ -56,12 +62,15 @@ class MigrationDestination {
   Result<void> answer();
   Result<void> start_guest();
 
+  Result<void> handle_element(const stream::Element& element);
   Result<void> handle_command(const stream::Command& command);
   Result<void> begin_ram(const stream::SectionHeader& header);
   Result<void> read_ram_body(std::uint32_t section_id);
   Result<void> read_early_section(const stream::SectionHeader& header);
   Result<void> read_footer(std::uint32_t section_id, std::string_view name);
   Result<void> tell_source(const stream::ReturnMessage& message);
+  Result<void> read_tail(stream::DeviceTail& tail);
+  Result<bool> source_is_quiet();
   void report_failure() noexcept;
 
   DestinationPlan plan_;
@@ -79,10 +88,12 @@ class MigrationDestination {
   Machine* machine_ = nullptr;
   std::optional<std::uint32_t> ram_section_id_;
   bool ram_ended_ = false;
-  bool addresses_in_setup_ = false;
+  ram::ReceiveCounters counters_;
+  std::unique_ptr<ram::StorePlain> store_;
   std::unique_ptr<ram::RamSectionReader> ram_reader_;
   std::vector<DeviceSection> early_sections_;
   DeviceState devices_;
+  std::optional<std::string> received_state_;  // globalstate's run state
 };
 
 }  // namespace migrationd::migration

@@ -17,7 +17,7 @@
 // not (stream.md section 10). So everything before EOF is flushed first, and EOF goes out with the description in one
 // write.
 //
-// Thread: constructed on control, run() on the mover; continue_from_pause() from control.
+// Thread: constructed on control, run() on the mover.
 #pragma once
 
 #include "base/gate.hpp"
@@ -51,9 +51,9 @@ struct SourceOutcome {
 class MigrationSource {
  public:
   // What it works on outlives it. `continue_gate` is opened by migrate-continue.
-  MigrationSource(SourcePlan plan, transports::OutgoingTarget target, Machine& machine, RunControl& run_control,
-                  const LiveLimits& limits, Progress& progress, MoverEvents& events, StopSource& stop,
-                  Gate& continue_gate);
+  MigrationSource(SourcePlan plan, transports::OutgoingTarget target, std::optional<stream::Uuid> own_uuid,
+                  Machine& machine, RunControl& run_control, const LiveLimits& limits, Progress& progress,
+                  MoverEvents& events, StopSource& stop, Gate& continue_gate);
   ~MigrationSource();
 
   SourceOutcome run();
@@ -74,10 +74,12 @@ class MigrationSource {
   Result<void> await_answer();
 
   SourceOutcome settle(Result<void> result);
+  Error premature_answer() const;
   Result<void> prefer_peers_word(Result<void> result);
 
   SourcePlan plan_;
   transports::OutgoingTarget target_;
+  std::optional<stream::Uuid> own_uuid_;  // --uuid
   Machine& machine_;
   RunControl& run_control_;
   const LiveLimits& limits_;

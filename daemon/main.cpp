@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// migrationd: one process, one machine.
+//
+// main() is the list of what a start does; each step is a function that says what went wrong. After it the process is
+// the event loop: control sessions, signals, and what the mover threads post (docs/architecture.md, "Threads and
+// ownership").
+#include "base/log.hpp"
+#include "daemon/control/control_server.hpp"
+#include "daemon/control/event_bus.hpp"
+#include "daemon/control/event_loop.hpp"
+#include "daemon/machine/synthetic.hpp"
+#include "daemon/machine/synthetic_options.hpp"
+#include "daemon/migration/daemon_service.hpp"
+#include "daemon/options.hpp"
+#include "daemon/service.hpp"
+#include "daemon/version.hpp"
+
+#include <dirent.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <csignal>
+#include <cstdlib>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace migrationd {
+namespace {
+
+constexpr int usage_status = 2;
+
+// Descriptors that were open before we opened any: what `fd:NUMBER` may name (qmp.md section 7).
+std::vector<int> inherited_descriptors() {
+  std::vector<int> inherited;
+  DIR* const directory = ::opendir("/proc/self/fd");
+  if (directory == nullptr) return inherited;
+  while (const dirent* const entry = ::readdir(directory)) {
+    const int fd = std::atoi(entry->d_name);
+    if (fd > 2 && fd != ::dirfd(directory)) inherited.push_back(fd);
+  }
+  ::closedir(directory);
+  return inherited;
+}
+
+class Daemon {
+ public:
+  Daemon(DaemonOptions options, std::vector<int> inherited)
+      : options_(std::move(options)),
+        service_(service_options(std::move(inherited)), events_,
+                 [this](std::function<void()> job) { loop_.post(std::move(job)); }),
+        server_(loop_, events_, service_, control_options(), [this] { loop_.stop(); }) {}
+
+  Result<void> start() {
+    MD_CHECK(make_machine());
+    MD_CHECK(open_control());
+    handle_signals();
+    if (options_.incoming) {
+      auto started = service_.migrate_incoming(*options_.incoming, false, server_.fds());
+      if (!started) return std::move(started).error().with("--incoming");
+    }
+    return {};
+  }
+
+  int run() {
+    service::notify_ready("waiting for commands");
+    loop_.run();
+    service::notify_stopping();
+    log::info("ends: {}", service_.shut_down());
+    server_.shut_down();
+    return exit_status_;
+  }
+
+ private:
+  migration::ServiceOptions service_options(std::vector<int> inherited) {
+    migration::ServiceOptions options;
+    options.start_paused = options_.paused;
+    options.allow_exec = options_.allow_exec;
+    options.uuid = options_.uuid;
+    options.inherited_fds = std::move(inherited);
+    options.exit_on_error = [this] {
+      exit_status_ = EXIT_FAILURE;
+      loop_.stop();
+    };
+    options.status_text = [](const std::string& text) { service::notify_status(text); };
+    return options;
+  }
+
+  control::ControlOptions control_options() const {
+    control::ControlOptions options;
+    options.version.qemu = {qemu_major, qemu_minor, qemu_micro};
+    options.version.package = fmt::format("migrationd {}", version);
+    options.name = options_.name;
+    options.uuid = options_.uuid_text;
+    return options;
+  }
+
+  Result<void> make_machine() {
+    if (options_.machine == "parked") return {};
+    auto words = parse_synthetic_options(options_.machine);
+    if (!words) return std::move(words).error().with("--machine");
+    const auto start = options_.waits ? SyntheticStart::empty : SyntheticStart::filled;
+    auto machine = SyntheticMachine::create(*words, start);
+    if (!machine) return std::move(machine).error().with("--machine");
+    service_.adopt_machine(std::move(*machine), options_.waits);
+    if (options_.waits || options_.paused) return {};
+    return service_.cont();
+  }
+
+  Result<void> open_control() {
+    for (UniqueFd& socket : service::listen_fds()) MD_CHECK(server_.adopt(std::move(socket)));
+    for (const control::SocketOptions& socket : options_.qmp) MD_CHECK(server_.listen(socket));
+    return {};
+  }
+
+  void handle_signals() {
+    constexpr std::array signals = {SIGTERM, SIGINT};
+    loop_.on_signals(signals, [this](int signal) {
+      log::info("signal {}: ending", signal);
+      // What is cancelled is reported before the end is.
+      log::info("{}", service_.shut_down());
+      server_.announce_shutdown(qmp::ShutdownCause::host_signal);
+      loop_.stop();
+    });
+  }
+
+  DaemonOptions options_;
+  control::EventLoop loop_;
+  control::EventBus events_;
+  migration::DaemonService service_;
+  control::ControlServer server_;
+  int exit_status_ = EXIT_SUCCESS;
+};
+
+int fail(const Error& error, int status) {
+  fmt::print(stderr, "migrationd: {}\n", error.text());
+  return status;
+}
+
+int main_function(int argc, const char* const* argv) {
+  // A peer that is gone is an error of a write, not of the process.
+  std::signal(SIGPIPE, SIG_IGN);
+  auto inherited = inherited_descriptors();
+
+  auto parsed = parse_options(argc, argv);
+  if (!parsed) return fail(parsed.error(), usage_status);
+  if (parsed->print) {
+    fmt::print("{}", *parsed->print);
+    return EXIT_SUCCESS;
+  }
+  DaemonOptions options = std::move(parsed->options);
+  if (auto ready = log::set_up(options.log_level, options.name.value_or("")); !ready) {
+    return fail(ready.error(), usage_status);
+  }
+  if (options.qmp.empty() && !service::is_socket_activated()) {
+    return fail(plan_error("--qmp unix:PATH is needed: nobody could tell this daemon anything"), usage_status);
+  }
+
+  Daemon daemon(std::move(options), std::move(inherited));
+  if (auto started = daemon.start(); !started) return fail(started.error(), EXIT_FAILURE);
+  return daemon.run();
+}
+
+}  // namespace
+}  // namespace migrationd
+
+int main(int argc, char** argv) { return migrationd::main_function(argc, argv); }

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/migration/destination.hpp"
+
+#include "base/limits.hpp"
+#include "base/log.hpp"
+#include "daemon/migration/incoming_gate.hpp"
+#include "protocol/stream/device_tail.hpp"
+#include "protocol/stream/footer_scan.hpp"
+#include "protocol/stream/header.hpp"
+#include "protocol/stream/return_path.hpp"
+#include "ram/ram_section_reader.hpp"
+#include "ram/store_plain.hpp"
+
+#include <fmt/format.h>
+#include <poll.h>
+
+#include <utility>
+
+namespace migrationd::migration {
+namespace {
+
+using qmp::MigrationStatus;
+
+// Shows `decode` more and more of the stream until it has enough; consumes what it took.
+template <class Decode>
+auto decode_next(transports::BufferedReader& reader, Decode decode)
+    -> Result<std::decay_t<decltype(std::declval<decltype(decode(ByteView{}))&>().value())>> {
+  auto decoded = decode(reader.buffered());
+  while (decoded.needs_more()) {
+    if (decoded.needed() > reader.capacity()) return wire_error("an element is larger than any real one");
+    MD_TRY(const ByteView available, reader.peek(decoded.needed()));
+    decoded = decode(available);
+  }
+  if (decoded.failed()) return std::move(decoded).error();
+  reader.consume(decoded.consumed());
+  return std::move(decoded).value();
+}
+
+}  // namespace
+
+MigrationDestination::MigrationDestination(DestinationPlan plan, transports::IncomingTarget target,
+                                           std::unique_ptr<MachineReceiver> receiver,
+                                           std::optional<stream::Uuid> own_uuid, RunControl& run_control,
+                                           Progress& progress, MoverEvents& events, StopSource& stop)
+    : plan_(plan),
+      target_(std::move(target)),
+      receiver_(std::move(receiver)),
+      own_uuid_(own_uuid),
+      run_control_(run_control),
+      progress_(progress),
+      events_(events),
+      stop_(stop) {}
+
+MigrationDestination::~MigrationDestination() = default;
+
+DestinationOutcome MigrationDestination::run() {
+  DestinationOutcome outcome{run_phases(), nullptr};
+  if (outcome.result) {
+    outcome.machine = receiver_->take();
+  } else {
+    report_failure();
+  }
+  reader_.reset();
+  channel_.reset();
+  return outcome;
+}
+
+Result<void> MigrationDestination::run_phases() {
+  MD_CHECK(accept());
+  MD_CHECK(read_preamble());
+  MD_CHECK(read_until_ram_end());
+  MD_CHECK(read_devices());
+  MD_CHECK(load_devices());
+  MD_CHECK(answer());
+  return start_guest();
+}
+
+Result<void> MigrationDestination::accept() {
+  if (auto* listener = target_->listener()) {
+    MD_TRY(channel_, accept_source(*listener, stop_));
+  } else {
+    MD_TRY(channel_, target_->take_channel(stop_));
+  }
+  // One machine, one source: nobody else is let in.
+  target_.reset();
+  log::info("incoming migration from {}", channel_->describe());
+  reader_ = std::make_unique<transports::BufferedReader>(*channel_);
+  events_.status(MigrationStatus::active);
+  return {};
+}
+
+Result<void> MigrationDestination::read_preamble() {
+  auto header = decode_next(*reader_, stream::decode_header);
+  if (!header) return std::move(header).error().with("load the stream's header");
+  auto decoded = decode_next(*reader_, stream::decode_configuration);
+  if (!decoded) return std::move(decoded).error().with("load the configuration section");
+  stream::Configuration& received = *decoded;
+
+  stream::ConfigurationExpectations expectations;
+  expectations.uuid = own_uuid_;
+  auto warnings = stream::check_configuration(received, expectations);
+  if (!warnings) return std::move(warnings).error().with("load the configuration section");
+  for (const std::string& warning : *warnings) log::warning(warning);
+
+  MachineConfiguration configuration;
+  configuration.machine_name = received.machine_name;
+  configuration.target_page_bits = received.target_page_bits;
+  configuration.uuid = received.uuid;
+  return receiver_->begin(configuration);
+}
+
+Result<void> MigrationDestination::read_until_ram_end() {
+  while (!ram_ended_) {
+    auto element = decode_next(*reader_, stream::decode_element);
+    if (!element)
+      return std::move(element).error().with(fmt::format("load the element at {}", hex(reader_->position())));
+    MD_CHECK(handle_element(*element));
+  }
+  return {};
+}
+
+Result<void> MigrationDestination::handle_element(const stream::Element& element) {
+  if (const auto* start = std::get_if<stream::SectionStart>(&element)) return begin_ram(start->header);
+  if (const auto* part = std::get_if<stream::SectionPart>(&element)) return read_ram_body(part->section_id);
+  if (const auto* full = std::get_if<stream::SectionFull>(&element)) return read_early_section(full->header);
+  if (const auto* command = std::get_if<stream::Command>(&element)) return handle_command(*command);
+  if (const auto* end = std::get_if<stream::SectionEnd>(&element)) {
+    MD_CHECK(read_ram_body(end->section_id));
+    ram_ended_ = true;
+    return {};
+  }
+  return wire_error("the stream ends before the memory was complete");
+}
+
+Result<void> MigrationDestination::handle_command(const stream::Command& command) {
+  if (std::holds_alternative<stream::command::OpenReturnPath>(command)) {
+    if (!channel_->bidirectional()) {
+      return wire_error(
+          fmt::format("the source wants a return path, but {} carries bytes one way only", channel_->describe()));
+    }
+    return_path_open_ = true;
+    // No device of ours has to be ready first, so the acknowledgement goes out at once, as QEMU's does.
+    return plan_.switchover_ack ? tell_source(stream::reply::SwitchoverAck{}) : Result<void>();
+  }
+  if (const auto* ping = std::get_if<stream::command::Ping>(&command)) {
+    if (!return_path_open_) return wire_error("PING before OPEN_RETURN_PATH");
+    return tell_source(stream::reply::Pong{ping->value});
+  }
+  if (std::holds_alternative<stream::command::SwitchoverStart>(command)) {
+    receiver_->note_switchover_start();
+    return {};
+  }
+  return wire_error(
+      fmt::format("command {}: not supported by this destination (postcopy and COLO are not built in yet)",
+                  stream::command_name(command)));
+}
+
+Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header) {
+  if (header.name != "ram") {
+    return wire_error(fmt::format("section '{}' (id {}): only 'ram' may be sent in parts", printable(header.name),
+                                  header.section_id));
+  }
+  if (ram_section_id_) return wire_error("section 'ram' starts twice");
+  if (header.instance_id != 0 || header.version_id != stream::ram_section_version) {
+    return wire_error(fmt::format("section 'ram': instance {} version {}, expected 0 and {}", header.instance_id,
+                                  header.version_id, stream::ram_section_version));
+  }
+  auto blocks = ram::read_ram_setup(*reader_, {});
+  if (!blocks) return std::move(blocks).error().with("section 'ram': block list");
+  auto machine = receiver_->prepare_memory(*blocks, header.section_id);
+  if (!machine) return std::move(machine).error().with("section 'ram': block list");
+  machine_ = *machine;
+  ram_section_id_ = header.section_id;
+  progress_.ram_total = machine_->ram().total_bytes();
+
+  MD_TRY(store_, ram::StorePlain::make(machine_->ram()));
+  ram_reader_ = std::make_unique<ram::RamSectionReader>(*reader_, machine_->ram(), *store_, counters_);
+  return read_ram_body(header.section_id);
+}
+
+Result<void> MigrationDestination::read_ram_body(std::uint32_t section_id) {
+  if (!ram_section_id_ || section_id != *ram_section_id_) {
+    return wire_error(fmt::format("a part of the unknown section {}", section_id));
+  }
+  auto read = ram_reader_->read_body();
+  if (!read) return std::move(read).error().with(fmt::format("load section 'ram' (id {})", section_id));
+  progress_.transferred = reader_->position();
+  progress_.normal_pages = counters_.normal_pages.get();
+  progress_.zero_pages = counters_.zero_pages.get();
+  return read_footer(section_id, "ram");
+}
+
+Result<void> MigrationDestination::read_footer(std::uint32_t section_id, std::string_view name) {
+  auto footer =
+      decode_next(*reader_, [&](ByteView available) { return stream::decode_footer(available, section_id, name); });
+  if (!footer) return std::move(footer).error();
+  return {};
+}
+
+// A device that is needed before the memory (virtio-mem). Without a length: the scan finds its footer.
+Result<void> MigrationDestination::read_early_section(const stream::SectionHeader& header) {
+  const std::string context = fmt::format("section '{}' before the memory", printable(header.name));
+  if (!ram_section_id_) return wire_error("comes before 'ram'").with(context);
+  if (early_sections_.size() >= limits::sections) return Error(ErrorKind::limit, "too many sections").with(context);
+  stream::EarlySectionScan scan(header.section_id, *ram_section_id_);
+  auto found = scan.feed(reader_->buffered());
+  while (found.needs_more()) {
+    if (found.needed() > reader_->capacity()) return wire_error("its end was not found").with(context);
+    MD_TRY(const ByteView available, reader_->peek(found.needed()));
+    found = scan.feed(available);
+  }
+  if (found.failed()) return std::move(found).error().with(context);
+  const ByteView body = reader_->buffered().first(found.value());
+  DeviceSection section;
+  section.section_id = header.section_id;
+  section.name = header.name;
+  section.instance_id = header.instance_id;
+  section.version_id = header.version_id;
+  section.body.assign(body.begin(), body.end());
+  section.early = true;
+  reader_->consume(found.consumed());
+  early_sections_.push_back(std::move(section));
+  return {};
+}
+
+// Device sections have no length: everything behind the memory is fed to the tail until it knows that it is whole.
+Result<void> MigrationDestination::read_devices() {
+  stream::DeviceTail tail(*ram_section_id_, std::move(early_sections_));
+  auto progress = read_tail(tail);
+  if (!progress) return std::move(progress).error().with("load the devices");
+  stream::DeviceTailContents contents = std::move(tail).take();
+  devices_.sections = std::move(contents.sections);
+  devices_.description = std::move(contents.description);
+  if (contents.proof == stream::TailProof::footers) {
+    log::warning("the stream has no usable description: device sections were told apart by their footers");
+  }
+  return {};
+}
+
+Result<void> MigrationDestination::read_tail(stream::DeviceTail& tail) {
+  while (true) {
+    if (reader_->buffered().empty()) {
+      MD_TRY(const bool quiet, source_is_quiet());
+      if (quiet && tail.size() > 0) {
+        MD_TRY(const auto progress, tail.quiet());
+        if (progress == stream::TailProgress::complete) return {};
+      }
+    }
+    MD_TRY(const bool ended, reader_->at_end());
+    if (ended) {
+      MD_TRY(const auto progress, tail.closed());
+      if (progress == stream::TailProgress::complete) return {};
+      return wire_error("the stream ends too early");
+    }
+    const ByteView available = reader_->buffered();
+    MD_TRY(const auto progress, tail.feed(available));
+    reader_->consume(available.size());
+    progress_.transferred = reader_->position();
+    // Without a return path the end of the connection is part of the proof; with one the source waits for us.
+    if (progress == stream::TailProgress::complete && return_path_open_) return {};
+  }
+}
+
+// True when nothing came for limits::end_quiet_time. Files are never quiet.
+Result<bool> MigrationDestination::source_is_quiet() {
+  if (channel_->readable_fd() < 0) return false;
+  pollfd fds[] = {{channel_->readable_fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}};
+  const auto wait = std::chrono::duration_cast<std::chrono::milliseconds>(limits::end_quiet_time);
+  const int ready = ::poll(fds, 2, static_cast<int>(wait.count()));
+  if (ready < 0 && errno != EINTR) return Error::from_errno("wait for the source");
+  return ready == 0;
+}
+
+Result<void> MigrationDestination::load_devices() {
+  auto run_state = machine_->load_devices(std::move(devices_));
+  if (!run_state) return std::move(run_state).error().with("load the devices");
+  received_state_ = std::move(*run_state);
+  return {};
+}
+
+// From here on the machine is ours, whatever becomes of the connection: the stream was whole, and the source will not
+// run the machine without a word of ours or an explicit one of its user.
+Result<void> MigrationDestination::answer() {
+  if (stop_.requested()) return cancelled_error();
+  if (return_path_open_) {
+    auto told = tell_source(stream::reply::Shut{0});
+    if (!told) log::warning(fmt::format("the source could not be told of the success: {}", told.error().text()));
+  }
+  run_control_.incoming_loaded(*machine_, received_state_);
+  return {};
+}
+
+Result<void> MigrationDestination::start_guest() {
+  auto resumed = run_control_.start_if_wanted();
+  if (!resumed) {
+    // The machine arrived; that it does not start is said, and `cont` may try again.
+    log::error("the guest could not be started: {}", resumed.error().text());
+  } else if (*resumed) {
+    events_.guest_resumed();
+  }
+  return {};
+}
+
+Result<void> MigrationDestination::tell_source(const stream::ReturnMessage& message) {
+  ByteWriter out;
+  stream::encode_return_message(out, message);
+  const iovec piece{const_cast<std::byte*>(out.view().data()), out.size()};
+  return channel_->write({&piece, 1});
+}
+
+void MigrationDestination::report_failure() noexcept {
+  if (!return_path_open_ || stop_.requested()) return;
+  // The source learns it from the closed connection as well.
+  [[maybe_unused]] auto told = tell_source(stream::reply::Shut{1});
+}
+
+}  // namespace migrationd::migration

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/migration/precopy_sender.hpp"
+
+#include "protocol/stream/commands.hpp"
+#include "protocol/stream/ram_setup.hpp"
+#include "protocol/stream/sections.hpp"
+#include "ram/run_pass.hpp"
+
+#include <utility>
+#include <vector>
+
+namespace migrationd::migration {
+namespace {
+
+// What auto-converge looks at between two judgements: long enough to average over several passes of a small guest.
+constexpr auto judgement_period = std::chrono::seconds(1);
+
+std::vector<stream::RamSetupBlock> block_list(const ram::RamMap& ram) {
+  std::vector<stream::RamSetupBlock> list;
+  for (std::size_t i = 0; i < ram.size(); ++i) {
+    stream::RamSetupBlock block;
+    block.name = ram.at(i).name();
+    block.used_length = ram.at(i).length();
+    list.push_back(std::move(block));
+  }
+  return list;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<PrecopySender>> PrecopySender::make(const SourcePlan& plan, Machine& machine,
+                                                           transports::BufferedWriter& writer, const LiveLimits& limits,
+                                                           Progress& progress, MoverEvents& events, StopSource& stop) {
+  MD_TRY(auto scanner, ram::PageScanner::of(machine.ram()));
+  return std::unique_ptr<PrecopySender>(
+      new PrecopySender(plan, machine, writer, limits, progress, events, stop, std::move(scanner)));
+}
+
+PrecopySender::PrecopySender(const SourcePlan& plan, Machine& machine, transports::BufferedWriter& writer,
+                             const LiveLimits& limits, Progress& progress, MoverEvents& events, StopSource& stop,
+                             ram::PageScanner scanner)
+    : plan_(plan),
+      machine_(machine),
+      writer_(writer),
+      limits_(limits),
+      progress_(progress),
+      events_(events),
+      stop_(stop),
+      section_id_(machine.ram_section_id()),
+      limiter_(limits.max_bandwidth),
+      scanner_(std::move(scanner)),
+      sink_(machine.ram(), writer, stop, counters_, {.skip_holes = plan.skip_holes}) {
+  sink_.limit_by(&limiter_);
+}
+
+PrecopySender::~PrecopySender() {
+  if (machine_.dirty_log() != nullptr) machine_.dirty_log()->stop();
+  machine_.throttle(0);
+}
+
+Result<void> PrecopySender::append(const ByteWriter& bytes) { return writer_.append(bytes.view()); }
+
+Result<void> PrecopySender::finish_section() {
+  MD_CHECK(sink_.end_body());
+  ByteWriter footer;
+  stream::encode_footer(footer, section_id_);
+  MD_CHECK(append(footer));
+  return sink_.finish_pass();
+}
+
+void PrecopySender::count_pass() {
+  const auto number = progress_.passes.load() + 1;
+  progress_.passes = number;
+  events_.pass(number);
+}
+
+Result<void> PrecopySender::send_start() {
+  progress_.ram_total = machine_.ram().total_bytes();
+  if (auto* log = machine_.dirty_log()) MD_CHECK(log->start());
+  MD_CHECK(scanner_.begin_first_pass());
+  last_sync_ = judged_at_ = Clock::now();
+  count_pass();
+
+  ByteWriter out;
+  stream::encode_section_start(out, {section_id_, "ram", 0, stream::ram_section_version});
+  stream::encode_ram_setup(out, block_list(machine_.ram()));
+  MD_CHECK(append(out));
+  MD_CHECK(finish_section());
+  publish();
+  return {};
+}
+
+Result<void> PrecopySender::send_part() {
+  ByteWriter head;
+  stream::encode_section_part(head, section_id_);
+  MD_CHECK(append(head));
+  MD_TRY([[maybe_unused]] const auto end, ram::run_pass(scanner_, sink_, stop_, {}));
+  MD_CHECK(finish_section());
+  publish();
+  return {};
+}
+
+Result<void> PrecopySender::synchronise() {
+  MD_TRY(const std::uint64_t dirtied, scanner_.begin_pass(machine_.dirty_log()));
+  count_pass();
+  measure(dirtied);
+  if (plan_.auto_converge) brake_guest(dirtied);
+  publish();
+  return {};
+}
+
+void PrecopySender::measure(std::uint64_t dirtied_pages) {
+  const auto now = Clock::now();
+  const std::chrono::duration<double> elapsed = now - last_sync_;
+  last_sync_ = now;
+  if (elapsed.count() > 0) {
+    progress_.dirty_pages_rate = static_cast<std::uint64_t>(static_cast<double>(dirtied_pages) / elapsed.count());
+  }
+  const auto expected = expected_downtime(scanner_.remaining_bytes(), meter_, switchover_limits());
+  if (expected) progress_.expected_downtime_ms = expected->count();
+}
+
+void PrecopySender::brake_guest(std::uint64_t dirtied_pages) {
+  judged_dirtied_ += dirtied_pages * ram::page_size;
+  const auto now = Clock::now();
+  if (now - judged_at_ < judgement_period) return;
+  ThrottleSettings settings;
+  settings.trigger_threshold = limits_.throttle_trigger_threshold;
+  settings.initial = limits_.cpu_throttle_initial;
+  settings.increment = limits_.cpu_throttle_increment;
+  settings.maximum = limits_.max_cpu_throttle;
+  settings.tailslow = limits_.cpu_throttle_tailslow;
+  const std::uint64_t sent = writer_.total_written();
+  if (const auto percent = auto_converge_.on_sync(judged_dirtied_, sent - judged_sent_, settings)) {
+    machine_.throttle(*percent);
+    progress_.throttle_percent = *percent;
+  }
+  judged_at_ = now;
+  judged_sent_ = sent;
+  judged_dirtied_ = 0;
+}
+
+SwitchoverLimits PrecopySender::switchover_limits() const noexcept {
+  return {std::chrono::milliseconds(limits_.downtime_limit_ms.load()), limits_.avail_switchover_bandwidth.load()};
+}
+
+bool PrecopySender::may_switch_over() const {
+  return migration::may_switch_over(scanner_.remaining_bytes(), meter_, switchover_limits());
+}
+
+void PrecopySender::publish() {
+  const std::uint64_t sent = writer_.total_written();
+  const std::uint64_t pages = counters_.normal_pages.get() + counters_.zero_pages.get();
+  meter_.sample(Clock::now().time_since_epoch(), sent, pages);
+  progress_.transferred = sent;
+  progress_.remaining = scanner_.remaining_bytes();
+  progress_.normal_pages = counters_.normal_pages.get();
+  progress_.zero_pages = counters_.zero_pages.get();
+  if (meter_.measured()) {
+    progress_.bytes_per_second = meter_.bytes_per_second();
+    progress_.pages_per_second = meter_.pages_per_second();
+  }
+}
+
+Result<void> PrecopySender::send_end() {
+  const std::uint64_t before = counters_.transferred.get();
+  progress_.precopy_bytes = before;
+  sink_.limit_by(nullptr);
+  MD_CHECK(synchronise());
+
+  ByteWriter head;
+  if (machine_.configuration().switchover_start) stream::encode_command(head, stream::command::SwitchoverStart{});
+  stream::encode_section_end(head, section_id_);
+  MD_CHECK(append(head));
+  MD_CHECK(ram::run_whole_pass(scanner_, sink_, stop_));
+  MD_CHECK(finish_section());
+  progress_.downtime_bytes = counters_.transferred.get() - before;
+  publish();
+  return {};
+}
+
+}  // namespace migrationd::migration

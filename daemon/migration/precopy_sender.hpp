@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// PrecopySender: the RAM section on its way out. START with the block list, PARTs while the guest runs, END with what
+// was left; the measurements that say when to stop.
+//
+// A pass begins with a synchronisation of the dirty log and sweeps over what is dirty. A PART is a bounded piece of a
+// pass, so that limits, cancel and policy are looked at every 50 ms at the latest.
+//
+// Thread: the mover.
+#pragma once
+
+#include "daemon/machine/machine.hpp"
+#include "daemon/migration/live_limits.hpp"
+#include "daemon/migration/mover_events.hpp"
+#include "daemon/migration/plan.hpp"
+#include "daemon/migration/switchover_policy.hpp"
+#include "ram/counters.hpp"
+#include "ram/page_scanner.hpp"
+#include "ram/rate_limiter.hpp"
+#include "ram/sink_stream.hpp"
+
+#include <memory>
+
+namespace migrationd::migration {
+
+class PrecopySender {
+ public:
+  // All of them outlive it.
+  static Result<std::unique_ptr<PrecopySender>> make(const SourcePlan& plan, Machine& machine,
+                                                     transports::BufferedWriter& writer, const LiveLimits& limits,
+                                                     Progress& progress, MoverEvents& events, StopSource& stop);
+  // Lifts the write protection and the throttle.
+  ~PrecopySender();
+
+  // START with the block list; starts the dirty log and the first pass.
+  Result<void> send_start();
+  // A PART: at most 50 ms of pages.
+  Result<void> send_part();
+  // Fetches what the guest wrote since the last time and starts a new sweep over all that is dirty.
+  Result<void> synchronise();
+  // Would what is left fit into the downtime limit?
+  bool may_switch_over() const;
+  std::uint64_t remaining_bytes() const noexcept { return scanner_.remaining_bytes(); }
+  // The machine is stopped: END with everything that is left, at full speed.
+  Result<void> send_end();
+
+ private:
+  PrecopySender(const SourcePlan& plan, Machine& machine, transports::BufferedWriter& writer, const LiveLimits& limits,
+                Progress& progress, MoverEvents& events, StopSource& stop, ram::PageScanner scanner);
+
+  Result<void> finish_section();
+  Result<void> append(const ByteWriter& bytes);
+  void count_pass();
+  void measure(std::uint64_t dirtied_pages);
+  void brake_guest(std::uint64_t dirtied_pages);
+  void publish();
+  SwitchoverLimits switchover_limits() const noexcept;
+
+  const SourcePlan plan_;
+  Machine& machine_;
+  transports::BufferedWriter& writer_;
+  const LiveLimits& limits_;
+  Progress& progress_;
+  MoverEvents& events_;
+  StopSource& stop_;
+
+  const std::uint32_t section_id_;
+  ram::SendCounters counters_;
+  ram::RateLimiter limiter_;
+  ram::PageScanner scanner_;
+  ram::SinkStream sink_;
+  BandwidthMeter meter_;
+  AutoConverge auto_converge_;
+  Clock::time_point last_sync_ = Clock::now();
+  // Since auto-converge last judged.
+  Clock::time_point judged_at_ = Clock::now();
+  std::uint64_t judged_sent_ = 0;
+  std::uint64_t judged_dirtied_ = 0;  // bytes
+};
+
+}  // namespace migrationd::migration

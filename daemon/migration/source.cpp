@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/migration/source.hpp"
+
+#include "base/log.hpp"
+#include "daemon/migration/precopy_sender.hpp"
+#include "protocol/stream/commands.hpp"
+#include "protocol/stream/configuration.hpp"
+#include "protocol/stream/header.hpp"
+#include "protocol/stream/sections.hpp"
+
+#include <utility>
+
+namespace migrationd::migration {
+namespace {
+
+using qmp::MigrationStatus;
+
+// The first PING of a stream; the value is only echoed (stream.md section 8).
+constexpr std::uint32_t ping_after_open = 1;
+// How long a failed write waits for the peer's own word on why: it comes from another thread.
+constexpr auto peers_word_wait = std::chrono::milliseconds(200);
+// Everything is sent, but the destination has not acknowledged the switchover: look again after this.
+constexpr auto acknowledge_poll = std::chrono::milliseconds(5);
+
+std::int64_t milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+MigrationSource::MigrationSource(SourcePlan plan, transports::OutgoingTarget target,
+                                 std::optional<stream::Uuid> own_uuid, Machine& machine, RunControl& run_control,
+                                 const LiveLimits& limits, Progress& progress, MoverEvents& events, StopSource& stop,
+                                 Gate& continue_gate)
+    : plan_(plan),
+      target_(std::move(target)),
+      own_uuid_(own_uuid),
+      machine_(machine),
+      run_control_(run_control),
+      limits_(limits),
+      progress_(progress),
+      events_(events),
+      stop_(stop),
+      continue_gate_(continue_gate) {}
+
+MigrationSource::~MigrationSource() = default;
+
+SourceOutcome MigrationSource::run() { return settle(run_phases()); }
+
+Result<void> MigrationSource::run_phases() {
+  MD_CHECK(connect());
+  MD_CHECK(open_stream());
+  MD_CHECK(set_up_memory());
+  MD_CHECK(iterate());
+  MD_CHECK(stop_machine());
+  MD_CHECK(wait_in_pre_switchover());
+  MD_CHECK(send_rest());
+  MD_CHECK(send_devices());
+  MD_CHECK(send_end());
+  return await_answer();
+}
+
+Result<void> MigrationSource::connect() {
+  MD_TRY(channel_, target_.connect(stop_));
+  // Only now is known what an fd: is: a pipe or a file cannot answer.
+  plan_.return_path = plan_.return_path && channel_->bidirectional() && !channel_->is_file();
+  plan_.switchover_ack = plan_.switchover_ack && plan_.return_path;
+  writer_ = std::make_unique<transports::BufferedWriter>(*channel_);
+  return {};
+}
+
+Result<void> MigrationSource::open_stream() {
+  const MachineConfiguration& machine = machine_.configuration();
+  stream::Configuration configuration;
+  configuration.machine_name = machine.machine_name;
+  configuration.target_page_bits = machine.target_page_bits;
+  // A received UUID goes on as it came, so that the stream stays what it was.
+  configuration.uuid = machine.uuid;
+  if (!configuration.uuid && plan_.validate_uuid) configuration.uuid = own_uuid_;
+
+  ByteWriter out;
+  stream::encode_header(out);
+  stream::encode_configuration(out, configuration);
+  if (plan_.return_path) {
+    stream::encode_command(out, stream::command::OpenReturnPath{});
+    stream::encode_command(out, stream::command::Ping{ping_after_open});
+    MD_TRY(return_path_, ReturnPathReader::start(*channel_, stop_));
+  }
+  MD_CHECK(writer_->append(out.view()));
+  return writer_->flush();
+}
+
+Result<void> MigrationSource::set_up_memory() {
+  MD_TRY(sender_, PrecopySender::make(plan_, machine_, *writer_, limits_, progress_, events_, stop_));
+  auto sent = sender_->send_start();
+  if (!sent) return std::move(sent).error().with("set up memory");
+  ByteWriter early;
+  for (const DeviceSection& section : machine_.early_sections()) stream::encode_device_section(early, section);
+  MD_CHECK(writer_->append(early.view()));
+  progress_.setup_ms = milliseconds_since(started_);
+  events_.status(MigrationStatus::active);
+  return {};
+}
+
+Result<void> MigrationSource::iterate() {
+  while (true) {
+    if (stop_.requested()) return cancelled_error();
+    if (return_path_ && return_path_->answer() != PeerAnswer::none) return premature_answer();
+    if (sender_->may_switch_over()) {
+      MD_CHECK(sender_->synchronise());
+      const bool acknowledged = !plan_.switchover_ack || return_path_->switchover_acknowledged();
+      if (acknowledged && sender_->may_switch_over()) return {};
+      if (sender_->remaining_bytes() == 0 && !stop_.sleep_for(acknowledge_poll)) return cancelled_error();
+    }
+    MD_CHECK(sender_->send_part());
+  }
+}
+
+Error MigrationSource::premature_answer() const {
+  if (return_path_->answer() == PeerAnswer::success) {
+    return wire_error("the destination reported success before the end of the stream");
+  }
+  return return_path_->why();
+}
+
+Result<void> MigrationSource::stop_machine() {
+  stopped_at_ = Clock::now();
+  MD_TRY(const bool ran, run_control_.begin_switchover());
+  point_ = Point::stopped;
+  if (ran) events_.guest_stopped();
+  return {};
+}
+
+Result<void> MigrationSource::wait_in_pre_switchover() {
+  if (plan_.pause_before_switchover) {
+    events_.status(MigrationStatus::pre_switchover);
+    MD_CHECK(continue_gate_.wait(stop_));
+  }
+  events_.status(MigrationStatus::device);
+  return {};
+}
+
+Result<void> MigrationSource::send_rest() { return sender_->send_end(); }
+
+Result<void> MigrationSource::send_devices() {
+  auto devices = machine_.save_devices(run_control_.outgoing_state_name());
+  if (!devices) return std::move(devices).error().with("save devices");
+  ByteWriter out;
+  for (const DeviceSection& section : devices->sections) stream::encode_device_section(out, section);
+  MD_CHECK(writer_->append(out.view()));
+  description_ = std::move(devices->description);
+  return writer_->flush();
+}
+
+Result<void> MigrationSource::send_end() {
+  ByteWriter out;
+  stream::encode_eof(out);
+  // QEMU waits for a description while the connection stays open; an empty one will do (stream.md section 10).
+  if (description_ || plan_.return_path) stream::encode_description(out, description_.value_or(""));
+  MD_CHECK(writer_->append(out.view()));
+  if (stop_.requested()) return cancelled_error();
+  point_ = Point::eof_tried;
+  return writer_->flush();
+}
+
+Result<void> MigrationSource::await_answer() {
+  if (!return_path_) {
+    MD_CHECK(channel_->finish_writing());
+    MD_CHECK(channel_->sync_to_disk());
+  } else {
+    MD_CHECK(return_path_->wait_for_answer());
+    if (return_path_->answer() != PeerAnswer::success) return return_path_->why();
+  }
+  point_ = Point::answered;
+  return {};
+}
+
+// A write that failed because the peer gave up says "Broken pipe"; the peer itself may have said more.
+Result<void> MigrationSource::prefer_peers_word(Result<void> result) {
+  if (result || result.error().is_cancelled() || !return_path_) return result;
+  if (return_path_->wait_for_answer(peers_word_wait) == PeerAnswer::failure) return return_path_->why();
+  return result;
+}
+
+SourceOutcome MigrationSource::settle(Result<void> result) {
+  result = prefer_peers_word(std::move(result));
+  const bool into_file = target_.is_file();
+  const bool peer_refused = return_path_ && return_path_->answer() == PeerAnswer::failure;
+  SourceOutcome outcome{std::move(result), Ownership::ours, false};
+  if (point_ != Point::before_stop) {
+    progress_.downtime_us = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - stopped_at_).count();
+  }
+  progress_.total_ms = milliseconds_since(started_);
+  progress_.transferred = writer_ ? writer_->total_written() : 0;
+
+  // Protection and throttle are lifted before the guest can run again.
+  sender_.reset();
+  if (outcome.result) {
+    outcome.ownership = into_file ? Ownership::ours : Ownership::handed_over;
+    run_control_.finish_switchover(outcome.ownership);
+  } else if (point_ == Point::eof_tried && !into_file && !peer_refused) {
+    outcome.ownership = Ownership::unknown;
+    run_control_.finish_switchover(outcome.ownership);
+    outcome.result =
+        Error(ErrorKind::peer, "outcome unknown: the last byte was written but no answer came (" +
+                                   outcome.result.error().text() +
+                                   "); the peer may run the machine. It stays stopped here; 'cont' makes it run here");
+  } else if (point_ != Point::before_stop) {
+    auto resumed = run_control_.abort_switchover();
+    outcome.resumed = resumed && *resumed;
+    if (!resumed) log::error("the guest could not be started again: {}", resumed.error().text());
+  }
+  return_path_.reset();
+  writer_.reset();
+  channel_.reset();
+  return outcome;
+}
+
+}  // namespace migrationd::migration

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/options.hpp"
+
+#include "daemon/control/channel_address.hpp"
+#include "daemon/version.hpp"
+#include "protocol/qmp/decode.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <charconv>
+
+namespace migrationd {
+namespace {
+
+constexpr const char* qmp_text = "control socket: unix:PATH[,mode=OCTAL][,group=NAME]; may be given several times";
+constexpr const char* incoming_text =
+    "receive a machine: defer (wait for migrate-incoming), a URI, or one MigrationChannel as JSON";
+constexpr const char* machine_text =
+    "parked (default), or synthetic[,ram=SIZE][,page-size=4K|2M][,dirty-rate=SIZE][,working-set=SIZE]"
+    "[,touched=SIZE][,threads=N][,seed=N][,log=PATH][,dirty-log=auto|async|sync]";
+
+struct Words {
+  std::vector<std::string> qmp;
+  std::vector<std::string> incoming;
+  std::string uuid;
+  std::string name;
+  std::string allow_exec = "on";
+};
+
+Result<transports::Address> parse_incoming_json(const std::string& text) {
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  if (json.is_discarded()) return plan_error("--incoming: not a URI and not JSON: " + printable(text));
+  auto channel = qmp::decode<qmp::MigrationChannel>(json);
+  if (!channel) return plan_error("--incoming: " + channel.error().text());
+  auto address = control::channel_address(std::nullopt, std::vector<qmp::MigrationChannel>{*channel},
+                                          control::Direction::incoming);
+  if (!address) return plan_error("--incoming: " + address.error().text());
+  return std::move(*address);
+}
+
+Result<void> take_incoming(const std::vector<std::string>& words, DaemonOptions& options) {
+  for (const std::string& word : words) {
+    options.waits = true;
+    if (word == "defer") continue;
+    if (options.incoming) return plan_error("--incoming: one machine has one source; two addresses were given");
+    if (!word.empty() && word.front() == '{') {
+      MD_TRY(options.incoming, parse_incoming_json(word));
+    } else {
+      auto address = transports::parse_uri(word);
+      if (!address) return std::move(address).error().with("--incoming");
+      options.incoming = std::move(*address);
+    }
+  }
+  return {};
+}
+
+Result<void> take_words(const Words& words, DaemonOptions& options) {
+  for (const std::string& word : words.qmp) {
+    MD_TRY(auto socket, parse_qmp_socket(word));
+    options.qmp.push_back(std::move(socket));
+  }
+  MD_CHECK(take_incoming(words.incoming, options));
+  if (!words.uuid.empty()) {
+    MD_TRY(options.uuid, parse_uuid(words.uuid));
+    options.uuid_text = words.uuid;
+    std::transform(words.uuid.begin(), words.uuid.end(), options.uuid_text->begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  }
+  if (!words.name.empty()) options.name = words.name;
+  if (words.allow_exec != "on" && words.allow_exec != "off") {
+    return plan_error("--allow-exec: 'on' or 'off', not '" + printable(words.allow_exec) + "'");
+  }
+  options.allow_exec = words.allow_exec == "on";
+  return {};
+}
+
+}  // namespace
+
+Result<ParsedOptions> parse_options(int argc, const char* const* argv) {
+  ParsedOptions parsed;
+  DaemonOptions& options = parsed.options;
+  Words words;
+  CLI::App app("migrationd: holds one machine and migrates it, driven over QMP, in QEMU's formats", "migrationd");
+  app.add_option("--qmp", words.qmp, qmp_text)->expected(1)->take_all()->allow_extra_args(false);
+  app.add_option("--incoming", words.incoming, incoming_text)->expected(1)->take_all()->allow_extra_args(false);
+  app.add_option("--machine", options.machine, machine_text);
+  app.add_flag("--paused", options.paused, "do not start the guest (as QEMU's -S); 'cont' does");
+  app.add_option("--name", words.name, "name for query-name and the log");
+  app.add_option("--uuid", words.uuid, "the machine's UUID; checked with the capability validate-uuid");
+  app.add_option("--log-level", options.log_level, "trace, debug, info, warning, error or off");
+  app.add_option("--allow-exec", words.allow_exec, "on (default) or off: whether exec: addresses may run commands");
+  app.set_version_flag("--version", "migrationd " + std::string(version));
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& wanted) {  // --help, --version
+    std::ostringstream out;
+    app.exit(wanted, out, out);
+    parsed.print = out.str();
+    return parsed;
+  } catch (const CLI::ParseError& error) {
+    return plan_error(error.what());
+  }
+  MD_CHECK(take_words(words, options));
+  return parsed;
+}
+
+Result<control::SocketOptions> parse_qmp_socket(std::string_view text) {
+  constexpr std::string_view scheme = "unix:";
+  if (!text.starts_with(scheme)) {
+    return plan_error("--qmp: '" + printable(text) + "' is not unix:PATH; other sockets are not offered");
+  }
+  text.remove_prefix(scheme.size());
+  control::SocketOptions options;
+  const auto comma = text.find(',');
+  options.path = text.substr(0, comma);
+  if (options.path.empty()) return plan_error("--qmp: the path is empty");
+  while (!text.empty() && text.find(',') != std::string_view::npos) {
+    text.remove_prefix(text.find(',') + 1);
+    const std::string_view word = text.substr(0, text.find(','));
+    if (word.starts_with("mode=")) {
+      unsigned mode = 0;
+      const auto digits = word.substr(5);
+      const auto [end, failure] = std::from_chars(digits.data(), digits.data() + digits.size(), mode, 8);
+      if (failure != std::errc() || end != digits.data() + digits.size() || mode > 0777) {
+        return plan_error("--qmp: mode '" + printable(digits) + "' is not an octal mode such as 0660");
+      }
+      options.mode = static_cast<mode_t>(mode);
+    } else if (word.starts_with("group=")) {
+      options.group = std::string(word.substr(6));
+    } else if (word != "server" && word != "server=on" && word != "wait=off" && word != "nowait") {
+      return plan_error("--qmp: '" + printable(word) + "' is not an option (mode=OCTAL, group=NAME)");
+    }
+  }
+  return options;
+}
+
+Result<stream::Uuid> parse_uuid(std::string_view text) {
+  const auto wrong = [&] { return plan_error("--uuid: '" + printable(text) + "' is not a UUID"); };
+  if (text.size() != 36) return wrong();
+  stream::Uuid uuid{};
+  std::size_t filled = 0;
+  for (std::size_t i = 0; i < text.size();) {
+    if (i == 8 || i == 13 || i == 18 || i == 23) {
+      if (text[i++] != '-') return wrong();
+      continue;
+    }
+    unsigned value = 0;
+    const auto [end, failure] = std::from_chars(text.data() + i, text.data() + i + 2, value, 16);
+    if (failure != std::errc() || end != text.data() + i + 2) return wrong();
+    uuid[filled++] = static_cast<std::byte>(value);
+    i += 2;
+  }
+  return uuid;
+}
+
+}  // namespace migrationd
