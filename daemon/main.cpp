@@ -47,8 +47,9 @@ std::vector<int> inherited_descriptors() {
 
 class Daemon {
  public:
-  Daemon(DaemonOptions options, std::vector<int> inherited)
+  Daemon(DaemonOptions options, std::vector<service::PassedFd> passed, std::vector<int> inherited)
       : options_(std::move(options)),
+        passed_(std::move(passed)),
         service_(service_options(std::move(inherited)), events_,
                  [this](std::function<void()> job) { loop_.post(std::move(job)); }),
         server_(loop_, events_, service_, control_options(), [this] { loop_.stop(); }) {}
@@ -110,7 +111,11 @@ class Daemon {
   }
 
   Result<void> open_control() {
-    for (UniqueFd& socket : service::listen_fds()) MD_CHECK(server_.adopt(std::move(socket)));
+    for (service::PassedFd& passed : passed_) {
+      auto adopted = server_.adopt(std::move(passed.fd));
+      if (!adopted)
+        return std::move(adopted).error().with(fmt::format("socket '{}' of the service manager", passed.name));
+    }
     for (const control::SocketOptions& socket : options_.qmp) MD_CHECK(server_.listen(socket));
     return {};
   }
@@ -127,6 +132,7 @@ class Daemon {
   }
 
   DaemonOptions options_;
+  std::vector<service::PassedFd> passed_;
   control::EventLoop loop_;
   control::EventBus events_;
   migration::DaemonService service_;
@@ -143,6 +149,9 @@ int main_function(int argc, const char* const* argv) {
   // A peer that is gone is an error of a write, not of the process.
   std::signal(SIGPIPE, SIG_IGN);
   auto inherited = inherited_descriptors();
+  auto passed = service::listen_fds();
+  if (!passed) return fail(passed.error(), usage_status);
+  for (const service::PassedFd& socket : *passed) std::erase(inherited, socket.fd.get());
 
   auto parsed = parse_options(argc, argv);
   if (!parsed) return fail(parsed.error(), usage_status);
@@ -154,11 +163,11 @@ int main_function(int argc, const char* const* argv) {
   if (auto ready = log::set_up(options.log_level, options.name.value_or("")); !ready) {
     return fail(ready.error(), usage_status);
   }
-  if (options.qmp.empty() && !service::is_socket_activated()) {
+  if (options.qmp.empty() && passed->empty()) {
     return fail(plan_error("--qmp unix:PATH is needed: nobody could tell this daemon anything"), usage_status);
   }
 
-  Daemon daemon(std::move(options), std::move(inherited));
+  Daemon daemon(std::move(options), std::move(*passed), std::move(inherited));
   if (auto started = daemon.start(); !started) return fail(started.error(), EXIT_FAILURE);
   return daemon.run();
 }

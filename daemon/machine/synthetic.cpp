@@ -52,7 +52,7 @@ Result<UniqueFd> open_log(const std::string& path) {
 
 Result<std::unique_ptr<SyntheticMachine>> SyntheticMachine::create(const SyntheticOptions& options,
                                                                    SyntheticStart start,
-                                                                   std::optional<std::vector<std::byte>> uuid) {
+                                                                   std::optional<stream::Uuid> uuid) {
   std::unique_ptr<SyntheticMachine> machine(new SyntheticMachine);
   machine->configuration_.machine_name = std::string(synthetic_machine_name);
   machine->configuration_.uuid = std::move(uuid);

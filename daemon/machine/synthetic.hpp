@@ -39,7 +39,7 @@ class SyntheticMachine final : public Machine {
   // Paused. `uuid`: 16 raw bytes for the configuration section. Fails when huge pages or the means to see writes
   // are missing, or the log cannot be opened.
   static Result<std::unique_ptr<SyntheticMachine>> create(const SyntheticOptions& options, SyntheticStart start,
-                                                          std::optional<std::vector<std::byte>> uuid = std::nullopt);
+                                                          std::optional<stream::Uuid> uuid = std::nullopt);
 
   MachineKind kind() const noexcept override { return MachineKind::synthetic; }
   ram::RamMap& ram() noexcept override { return ram_; }
