@@ -47,7 +47,7 @@ std::vector<int> inherited_descriptors() {
 
 class Daemon {
  public:
-  Daemon(DaemonOptions options, std::vector<service::PassedFd> passed, std::vector<int> inherited)
+  Daemon(DaemonOptions options, std::vector<UniqueFd> passed, std::vector<int> inherited)
       : options_(std::move(options)),
         passed_(std::move(passed)),
         service_(service_options(std::move(inherited)), events_,
@@ -69,8 +69,9 @@ class Daemon {
     service::notify_ready("waiting for commands");
     loop_.run();
     service::notify_stopping();
-    log::info("ends: {}", service_.shut_down());
+    service_.shut_down();
     server_.shut_down();
+    log::info("ended");
     return exit_status_;
   }
 
@@ -111,11 +112,7 @@ class Daemon {
   }
 
   Result<void> open_control() {
-    for (service::PassedFd& passed : passed_) {
-      auto adopted = server_.adopt(std::move(passed.fd));
-      if (!adopted)
-        return std::move(adopted).error().with(fmt::format("socket '{}' of the service manager", passed.name));
-    }
+    for (UniqueFd& socket : passed_) MD_CHECK(server_.adopt(std::move(socket)));
     for (const control::SocketOptions& socket : options_.qmp) MD_CHECK(server_.listen(socket));
     return {};
   }
@@ -123,16 +120,15 @@ class Daemon {
   void handle_signals() {
     constexpr std::array signals = {SIGTERM, SIGINT};
     loop_.on_signals(signals, [this](int signal) {
-      log::info("signal {}: ending", signal);
       // What is cancelled is reported before the end is.
-      log::info("{}", service_.shut_down());
+      log::info("signal {}: {}", signal, service_.shut_down());
       server_.announce_shutdown(qmp::ShutdownCause::host_signal);
       loop_.stop();
     });
   }
 
   DaemonOptions options_;
-  std::vector<service::PassedFd> passed_;
+  std::vector<UniqueFd> passed_;
   control::EventLoop loop_;
   control::EventBus events_;
   migration::DaemonService service_;
@@ -150,8 +146,7 @@ int main_function(int argc, const char* const* argv) {
   std::signal(SIGPIPE, SIG_IGN);
   auto inherited = inherited_descriptors();
   auto passed = service::listen_fds();
-  if (!passed) return fail(passed.error(), usage_status);
-  for (const service::PassedFd& socket : *passed) std::erase(inherited, socket.fd.get());
+  for (const UniqueFd& socket : passed) std::erase(inherited, socket.get());
 
   auto parsed = parse_options(argc, argv);
   if (!parsed) return fail(parsed.error(), usage_status);
@@ -163,11 +158,11 @@ int main_function(int argc, const char* const* argv) {
   if (auto ready = log::set_up(options.log_level, options.name.value_or("")); !ready) {
     return fail(ready.error(), usage_status);
   }
-  if (options.qmp.empty() && passed->empty()) {
+  if (options.qmp.empty() && passed.empty()) {
     return fail(plan_error("--qmp unix:PATH is needed: nobody could tell this daemon anything"), usage_status);
   }
 
-  Daemon daemon(std::move(options), std::move(*passed), std::move(inherited));
+  Daemon daemon(std::move(options), std::move(passed), std::move(inherited));
   if (auto started = daemon.start(); !started) return fail(started.error(), EXIT_FAILURE);
   return daemon.run();
 }
