@@ -78,7 +78,10 @@ Result<UniqueFd> connect_socket(const Address& address, StopSource& stop) {
     }
     tune_socket(fd->get(), inet != nullptr && inet->keep_alive);
     auto connected = connect_one(fd->get(), place, stop);
-    if (connected) return std::move(*fd);
+    if (connected) {
+      tune_connection(fd->get());
+      return std::move(*fd);
+    }
     if (connected.error().is_cancelled()) return connected.error();
     last =
         Error::from_errno(fmt::format("Failed to connect to '{}'", peer_text(address)), connected.error().sys_errno());

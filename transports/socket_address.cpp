@@ -52,6 +52,13 @@ Address unix_address(const SocketAddress& from) {
   return out;
 }
 
+// The host part of what a socket is bound or connected to; empty for other families than IP.
+std::string host_of(int fd, SocketSide side) {
+  const auto name = name_of_socket(fd, side);
+  const auto* inet = name ? std::get_if<InetAddress>(&*name) : nullptr;
+  return inet != nullptr ? inet->host : std::string();
+}
+
 void set_option(int fd, int level, int name, int value) {
   // Every one of them is a wish: a socket without it still works.
   [[maybe_unused]] const int ignored = ::setsockopt(fd, level, name, &value, sizeof value);
@@ -144,6 +151,13 @@ void tune_socket(int fd, bool keep_alive) {
     // Pages go out by the megabyte; what is small (a command, an answer, the last record) must not wait.
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
   }
+}
+
+void tune_connection(int fd) {
+  constexpr int same_host_send_buffer = 128 << 10;  // the kernel doubles it for its own bookkeeping
+  const std::string peer = host_of(fd, SocketSide::peer);
+  if (!peer.empty() && peer == host_of(fd, SocketSide::own))
+    set_option(fd, SOL_SOCKET, SO_SNDBUF, same_host_send_buffer);
 }
 
 }  // namespace migrationd::transports

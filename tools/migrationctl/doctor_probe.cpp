@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/utsname.h>
 
 #include <cstdio>
@@ -116,6 +117,12 @@ void probe_memory(Facts& facts) {
   while (in >> name >> kib && std::getline(in, rest)) {
     if (name == "MemTotal:") facts.memory_total = kib * 1024;
     if (name == "MemAvailable:") facts.memory_available = kib * 1024;
+  }
+  struct sysinfo about {};
+  // A sandbox may hide /proc/meminfo; free memory is then a lower bound of what is available.
+  if (facts.memory_total == 0 && ::sysinfo(&about) == 0) {
+    facts.memory_total = about.totalram * about.mem_unit;
+    facts.memory_available = about.freeram * about.mem_unit;
   }
   facts.huge_pages_total = read_number("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
   facts.huge_pages_free = read_number("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").value_or(0);
