@@ -9,10 +9,10 @@ from __future__ import annotations
 import array
 import json
 import os
-import pathlib
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -28,6 +28,7 @@ class Daemon:
         self.owns_directory = directory is None
         self.path = os.path.join(self.directory, "qmp.sock")
         self.log = tempfile.TemporaryFile()
+        self.clients: list[Client] = []
         program = os.environ.get("MIGRATIOND", "build/daemon/migrationd")
         self.process = subprocess.Popen(
             [program, "--qmp", f"unix:{self.path}{socket_option}", *options],
@@ -52,12 +53,15 @@ class Daemon:
         return self.process.wait(WAIT)
 
     def connect(self) -> "Client":
-        return Client(self.path)
+        self.clients.append(Client(self.path))
+        return self.clients[-1]
 
     def ready(self, **enable: Any) -> "Client":
-        return Client(self.path).negotiate(**enable)
+        return self.connect().negotiate(**enable)
 
     def end(self) -> None:
+        for client in self.clients:
+            client.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -73,8 +77,10 @@ class Daemon:
 class Client:
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(WAIT)
+        # Blocking, with the kernel's own bound: Python's would fail at once while the server's queue is full.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(WAIT), 0))
         self.socket.connect(path)
+        self.socket.settimeout(WAIT)
         self.buffer = b""
 
     def close(self) -> None:
@@ -154,10 +160,8 @@ class DaemonTest(unittest.TestCase):
         cls.daemon.end()
 
     def client(self, **enable: Any) -> Client:
-        client = self.daemon.ready(**enable)
-        self.addCleanup(client.close)
-        return client
+        return self.daemon.ready(**enable)
 
-
-def repository() -> pathlib.Path:
-    return pathlib.Path(__file__).resolve().parents[2]
+    def tearDown(self) -> None:
+        while self.daemon.clients:
+            self.daemon.clients.pop().close()

@@ -11,7 +11,6 @@ from qmp_lib import DaemonTest, generic
 class Protocol(DaemonTest):
     def test_greeting_names_the_version_that_query_version_names(self) -> None:
         client = self.daemon.connect()
-        self.addCleanup(client.close)
         greeting = client.message()
         self.assertEqual(set(greeting["QMP"]), {"version", "capabilities"})
         self.assertEqual(greeting["QMP"]["capabilities"], ["oob"])
@@ -21,7 +20,6 @@ class Protocol(DaemonTest):
 
     def test_negotiation_comes_first(self) -> None:
         client = self.daemon.connect()
-        self.addCleanup(client.close)
         client.message()
         expecting = {"class": "CommandNotFound", "desc": "Expecting capabilities negotiation with 'qmp_capabilities'"}
         self.assertEqual(client.ask("query-status", id=1), {"id": 1, "error": expecting})
