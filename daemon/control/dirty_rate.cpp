@@ -38,9 +38,17 @@ qmp::QmpResult<qmp::Empty> DirtyRate::start(const qmp::CalcDirtyRateArgs& args) 
   if (!in_range) {
     return qmp::QmpError(fmt::format("Calculation time is out of range [{}ms, {}ms].", shortest_ms, longest_ms));
   }
+  const auto mode = args.mode.value_or(qmp::DirtyRateMeasureMode::page_sampling);
+  if (args.sample_pages && mode != qmp::DirtyRateMeasureMode::page_sampling) {
+    return qmp::QmpError("sample-pages is used only in page-sampling mode");
+  }
   const auto samples = args.sample_pages.value_or(default_samples);
   if (samples < fewest_samples || samples > most_samples) {
     return qmp::QmpError(fmt::format("sample-pages is out of range[{}, {}].", fewest_samples, most_samples));
+  }
+  // The ring is KVM's, and nothing here runs under KVM.
+  if (mode == qmp::DirtyRateMeasureMode::dirty_ring) {
+    return qmp::QmpError("mode dirty-ring is not enabled, use other method instead.");
   }
 
   auto measurement = std::make_shared<Measurement>();
@@ -48,7 +56,7 @@ qmp::QmpResult<qmp::Empty> DirtyRate::start(const qmp::CalcDirtyRateArgs& args) 
   measurement->info.start_time = seconds_since_boot();
   measurement->info.calc_time = seconds ? args.calc_time * ms_per_second : args.calc_time;
   measurement->info.sample_pages = static_cast<std::uint64_t>(samples);
-  measurement->info.mode = args.mode.value_or(qmp::DirtyRateMeasureMode::page_sampling);
+  measurement->info.mode = mode;
   last_ = measurement;
 
   service_.measure_dirty_rate(

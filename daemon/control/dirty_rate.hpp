@@ -3,8 +3,9 @@
 // DirtyRate: calc-dirty-rate and query-dirty-rate (qmp.md 9.9).
 //
 // The machine is asked through MigrationService::measure_dirty_rate, which counts pages really written; QEMU's modes
-// differ only in how they find that out, so all three are served by it, and sample-pages is checked and shown but has
-// no effect. As in QEMU, times are whole seconds unless calc-time-unit says milliseconds.
+// differ only in how they find that out, so page-sampling and dirty-bitmap are served by it (dirty-ring is KVM's), and
+// sample-pages is checked and shown but has no effect. As in QEMU, times are whole seconds unless calc-time-unit says
+// milliseconds.
 //
 // Thread: control.
 #pragma once

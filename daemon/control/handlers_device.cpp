@@ -26,12 +26,13 @@ struct Object {
 
 constexpr std::string_view container = "container";
 constexpr std::string_view machine_type = "migrationd-machine";
-constexpr std::array root_children{Child{"objects", container}, Child{"machine", machine_type},
-                                   Child{"chardevs", container}};
+constexpr std::array root_children{Child{"backend", container}, Child{"machine", machine_type},
+                                   Child{"objects", container}, Child{"chardevs", container}};
 constexpr std::array machine_children{Child{"peripheral", container}, Child{"peripheral-anon", container},
                                       Child{"unattached", container}};
 
-constexpr std::array<Object, 7> objects{{{"/", container, root_children},
+constexpr std::array<Object, 8> objects{{{"/", container, root_children},
+                                         {"/backend", container, {}},
                                          {"/objects", container, {}},
                                          {"/chardevs", container, {}},
                                          {"/machine", machine_type, machine_children},

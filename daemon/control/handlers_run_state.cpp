@@ -41,7 +41,7 @@ QmpResult<Empty> RunStateHandlers::handle(cmd::SystemPowerdown, const Empty&, Re
 }
 
 QmpResult<Empty> RunStateHandlers::handle(cmd::SystemWakeup, const Empty&, Request&) {
-  return qmp::QmpError("Unable to wake up: guest is not in suspended state");
+  return qmp::QmpError("wake-up from suspend is not supported by this guest");
 }
 
 }  // namespace migrationd::control

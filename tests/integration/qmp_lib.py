@@ -49,6 +49,11 @@ class Daemon:
             time.sleep(0.01)
         raise AssertionError("the daemon does not listen")
 
+    def is_sanitized(self) -> bool:
+        """Built with AddressSanitizer or ThreadSanitizer, which keep memory for themselves."""
+        with open(f"/proc/{self.process.pid}/maps", encoding="utf-8") as maps:
+            return any(name in line for line in maps for name in ("libasan", "libtsan"))
+
     def status(self) -> int:
         return self.process.wait(WAIT)
 

@@ -375,6 +375,10 @@ TEST_CASE("ControlServer.dirty_rate_is_measured_once_at_a_time") {
   CHECK(calc("'calc-time':49,'calc-time-unit':'millisecond'").size() == 1);
   CHECK(calc("'calc-time':9223372036854775807") == Lines{generic("Calculation time is out of range [50ms, 60000ms].")});
   CHECK(calc("'calc-time':1,'sample-pages':1") == Lines{generic("sample-pages is out of range[128, 16384].")});
+  CHECK(calc("'calc-time':1,'mode':'dirty-bitmap','sample-pages':200") ==
+        Lines{generic("sample-pages is used only in page-sampling mode")});
+  CHECK(calc("'calc-time':1,'mode':'dirty-ring'") ==
+        Lines{generic("mode dirty-ring is not enabled, use other method instead.")});
   CHECK(calc("'calc-time':1") == Lines{ok});
   CHECK(calc("'calc-time':1") == Lines{generic("the dirty rate is already being measured.")});
   REQUIRE(f.service.measuring.size() == 1);
