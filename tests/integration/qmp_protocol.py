@@ -112,19 +112,6 @@ class Protocol(DaemonTest):
                 if reference in entry:
                     self.assertIn(entry[reference], names)
 
-    def test_event_precedes_the_reply_of_its_command(self) -> None:
-        client = self.client()
-        client.ask("cont")
-        for command, event in (("stop", "STOP"), ("cont", "RESUME")):
-            if client.ask("query-status")["return"]["status"] == "inmigrate":
-                self.skipTest("the daemon holds no machine")
-            client.send({"execute": command})
-            first = client.message()
-            self.assertEqual(first["event"], event)
-            self.assertNotIn("data", first)
-            self.assertEqual(set(first["timestamp"]), {"seconds", "microseconds"})
-            self.assertEqual(client.message(), {"return": {}})
-
     def test_human_monitor_speaks_through_qmp(self) -> None:
         client = self.client()
 
