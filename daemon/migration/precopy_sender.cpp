@@ -14,6 +14,8 @@ namespace {
 
 // What auto-converge looks at between two judgements: long enough to average over several passes of a small guest.
 constexpr auto judgement_period = std::chrono::seconds(1);
+// A sweep is not broken off more often than this to look at the dirty log: that look costs time too.
+constexpr auto resynchronise_after = std::chrono::seconds(1);
 
 std::vector<stream::RamSetupBlock> block_list(const ram::RamMap& ram) {
   std::vector<stream::RamSetupBlock> list;
@@ -90,23 +92,28 @@ Result<void> PrecopySender::send_start() {
   return {};
 }
 
-Result<void> PrecopySender::send_part() {
+Result<bool> PrecopySender::send_part() {
   ByteWriter head;
   stream::encode_section_part(head, section_id_);
   MD_CHECK(append(head));
-  MD_TRY([[maybe_unused]] const auto end, ram::run_pass(scanner_, sink_, stop_, {}));
+  MD_TRY(const ram::PassEnd end, ram::run_pass(scanner_, sink_, stop_, {}));
   MD_CHECK(finish_section());
   publish();
-  return {};
+  const bool swept = end == ram::PassEnd::swept;
+  all_sent_ = all_sent_ || swept;
+  // The limit may have been raised in the middle of a long sweep.
+  const bool would_fit = all_sent_ && Clock::now() - last_sync_ >= resynchronise_after &&
+                         within_limit(scanner_.remaining_bytes(), meter_, switchover_limits());
+  return swept || would_fit;
 }
 
-Result<void> PrecopySender::synchronise() {
+Result<bool> PrecopySender::synchronise() {
   MD_TRY(const std::uint64_t dirtied, scanner_.begin_pass(machine_.dirty_log()));
   count_pass();
   measure(dirtied);
   if (plan_.auto_converge) brake_guest(dirtied);
   publish();
-  return {};
+  return policy_.may_switch_over(scanner_.remaining_bytes(), all_sent_, meter_, switchover_limits());
 }
 
 void PrecopySender::measure(std::uint64_t dirtied_pages) {
@@ -144,10 +151,6 @@ SwitchoverLimits PrecopySender::switchover_limits() const noexcept {
   return {std::chrono::milliseconds(limits_.downtime_limit_ms.load()), limits_.avail_switchover_bandwidth.load()};
 }
 
-bool PrecopySender::may_switch_over() const {
-  return migration::may_switch_over(scanner_.remaining_bytes(), meter_, switchover_limits());
-}
-
 void PrecopySender::publish() {
   const std::uint64_t sent = writer_.total_written();
   const std::uint64_t pages = counters_.normal_pages.get() + counters_.zero_pages.get();
@@ -166,7 +169,7 @@ Result<void> PrecopySender::send_end() {
   const std::uint64_t before = counters_.transferred.get();
   progress_.precopy_bytes = before;
   sink_.limit_by(nullptr);
-  MD_CHECK(synchronise());
+  MD_TRY([[maybe_unused]] const bool may_stop, synchronise());
 
   ByteWriter head;
   if (machine_.configuration().switchover_start) stream::encode_command(head, stream::command::SwitchoverStart{});

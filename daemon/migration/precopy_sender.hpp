@@ -34,12 +34,12 @@ class PrecopySender {
 
   // START with the block list; starts the dirty log and the first pass.
   Result<void> send_start();
-  // A PART: at most 50 ms of pages.
-  Result<void> send_part();
-  // Fetches what the guest wrote since the last time and starts a new sweep over all that is dirty.
-  Result<void> synchronise();
-  // Would what is left fit into the downtime limit?
-  bool may_switch_over() const;
+  // A PART: at most 50 ms of pages. True: it is time to synchronise, because the sweep is over or because what is
+  // left of it would fit into the downtime limit.
+  Result<bool> send_part();
+  // Fetches what the guest wrote since the last time and starts a new sweep over all that is dirty. True: the machine
+  // may be stopped now.
+  Result<bool> synchronise();
   std::uint64_t remaining_bytes() const noexcept { return scanner_.remaining_bytes(); }
   // The machine is stopped: END with everything that is left, at full speed.
   Result<void> send_end();
@@ -70,6 +70,8 @@ class PrecopySender {
   ram::PageScanner scanner_;
   ram::SinkStream sink_;
   BandwidthMeter meter_;
+  SwitchoverPolicy policy_;
+  bool all_sent_ = false;  // the first sweep reached its end
   AutoConverge auto_converge_;
   Clock::time_point last_sync_ = Clock::now();
   // Since auto-converge last judged.

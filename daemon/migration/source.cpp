@@ -106,13 +106,12 @@ Result<void> MigrationSource::iterate() {
   while (true) {
     if (stop_.requested()) return cancelled_error();
     if (return_path_ && return_path_->answer() != PeerAnswer::none) return premature_answer();
-    if (sender_->may_switch_over()) {
-      MD_CHECK(sender_->synchronise());
-      const bool acknowledged = !plan_.switchover_ack || return_path_->switchover_acknowledged();
-      if (acknowledged && sender_->may_switch_over()) return {};
-      if (sender_->remaining_bytes() == 0 && !stop_.sleep_for(acknowledge_poll)) return cancelled_error();
-    }
-    MD_CHECK(sender_->send_part());
+    MD_TRY(const bool time_to_look, sender_->send_part());
+    if (!time_to_look) continue;
+    MD_TRY(const bool may_stop, sender_->synchronise());
+    if (!may_stop) continue;
+    if (!plan_.switchover_ack || return_path_->switchover_acknowledged()) return {};
+    if (sender_->remaining_bytes() == 0 && !stop_.sleep_for(acknowledge_poll)) return cancelled_error();
   }
 }
 

@@ -3,15 +3,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace migrationd::migration {
 namespace {
+
+// An open window this old gives a first, rough bandwidth: a small machine is through before a window closes.
+constexpr std::chrono::milliseconds rough_window{10};
 
 double seconds(std::chrono::nanoseconds duration) noexcept { return std::chrono::duration<double>(duration).count(); }
 
 double usable_bandwidth(const BandwidthMeter& meter, const SwitchoverLimits& limits) noexcept {
   if (limits.avail_switchover_bandwidth != 0) return static_cast<double>(limits.avail_switchover_bandwidth);
-  return meter.measured() ? meter.bytes_per_second() : 0;
+  return meter.bytes_per_second();
 }
 
 }  // namespace
@@ -26,9 +30,10 @@ void BandwidthMeter::restart(std::chrono::nanoseconds now, std::uint64_t sent, s
 void BandwidthMeter::sample(std::chrono::nanoseconds now, std::uint64_t sent, std::uint64_t pages) noexcept {
   if (!started_) return restart(now, sent, pages);
   const auto elapsed = now - window_start_;
-  if (elapsed < window) return;
+  if (elapsed < (measured_ ? window : rough_window)) return;
   bytes_per_second_ = static_cast<double>(sent - window_sent_) / seconds(elapsed);
   pages_per_second_ = static_cast<double>(pages - window_pages_) / seconds(elapsed);
+  if (elapsed < window) return;
   measured_ = true;
   restart(now, sent, pages);
 }
@@ -42,10 +47,21 @@ std::optional<std::chrono::milliseconds> expected_downtime(std::uint64_t remaini
   return std::chrono::milliseconds(static_cast<std::int64_t>(std::min(std::ceil(milliseconds), 3.2e10)));
 }
 
-bool may_switch_over(std::uint64_t remaining, const BandwidthMeter& meter, const SwitchoverLimits& limits) noexcept {
+bool within_limit(std::uint64_t remaining, const BandwidthMeter& meter, const SwitchoverLimits& limits) noexcept {
   if (remaining == 0) return true;
   const auto expected = expected_downtime(remaining, meter, limits);
   return expected && *expected <= limits.downtime_limit;
+}
+
+bool SwitchoverPolicy::may_switch_over(std::uint64_t remaining, bool all_sent, const BandwidthMeter& meter,
+                                       const SwitchoverLimits& limits) noexcept {
+  if (remaining == 0) return true;
+  if (!all_sent) return false;
+  const auto before = std::exchange(previous_, remaining);
+  if (!within_limit(remaining, meter, limits)) return false;
+  if (*expected_downtime(remaining, meter, limits) <= short_enough) return true;
+  // In doubles: machines are large.
+  return before && static_cast<double>(remaining) * 100 >= static_cast<double>(*before) * worthwhile_percent;
 }
 
 std::optional<unsigned> AutoConverge::on_sync(std::uint64_t dirtied, std::uint64_t sent,

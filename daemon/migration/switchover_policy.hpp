@@ -6,10 +6,13 @@
 // policy answers. Nothing here knows a clock, a channel or a machine, so every rule is tested as a table.
 //
 // Rules (qmp.md 10.2, 11):
-//   * bandwidth is that of the last window of at least 100 ms, unless avail-switchover-bandwidth names one;
-//   * expected downtime = bytes still dirty / bandwidth; before the first window it is the limit itself;
-//   * switch over when the expected downtime is within downtime-limit (and, with switchover-ack, the destination has
-//     said that it is ready: the caller's business);
+//   * bandwidth is that of the last window of at least 100 ms, unless avail-switchover-bandwidth names one; before
+//     the first window closed, that of the open one when it is at least 10 ms old;
+//   * expected downtime = bytes still dirty / bandwidth;
+//   * switch over only within downtime-limit (and, with switchover-ack, when the destination has said that it is
+//     ready: the caller's business), but not as soon as that is so: a guest that writes slower than the link sends is
+//     worth another pass, which shortens its downtime further. So it goes on until a pass no longer makes the rest
+//     much smaller, or the rest takes a millisecond;
 //   * auto-converge: when in two synchronisations running the guest dirtied more than throttle-trigger-threshold
 //     percent of what was sent in the same time, throttle by cpu-throttle-initial, then more by
 //     cpu-throttle-increment each time, up to max-cpu-throttle.
@@ -38,7 +41,9 @@ class BandwidthMeter {
   // Starts the clock anew without counting what was sent meanwhile.
   void restart(std::chrono::nanoseconds now, std::uint64_t sent, std::uint64_t pages) noexcept;
 
+  // A window has closed: pages_per_second() too is worth showing.
   bool measured() const noexcept { return measured_; }
+  // 0 until something was measured.
   double bytes_per_second() const noexcept { return bytes_per_second_; }
   double pages_per_second() const noexcept { return pages_per_second_; }
 
@@ -56,8 +61,23 @@ class BandwidthMeter {
 std::optional<std::chrono::milliseconds> expected_downtime(std::uint64_t remaining, const BandwidthMeter& meter,
                                                            const SwitchoverLimits& limits) noexcept;
 
-// May the machine be stopped now? An empty rest may always.
-bool may_switch_over(std::uint64_t remaining, const BandwidthMeter& meter, const SwitchoverLimits& limits) noexcept;
+// Is the expected downtime within the limit? An empty rest always is.
+bool within_limit(std::uint64_t remaining, const BandwidthMeter& meter, const SwitchoverLimits& limits) noexcept;
+
+class SwitchoverPolicy {
+ public:
+  // A pass must leave less than this share of what the pass before it left, or another one is not worth it.
+  static constexpr unsigned worthwhile_percent = 70;
+  static constexpr std::chrono::milliseconds short_enough{1};
+
+  // After a synchronisation that left `remaining` bytes: may the machine be stopped now? `all_sent`: every page was
+  // sent at least once.
+  bool may_switch_over(std::uint64_t remaining, bool all_sent, const BandwidthMeter& meter,
+                       const SwitchoverLimits& limits) noexcept;
+
+ private:
+  std::optional<std::uint64_t> previous_;
+};
 
 struct ThrottleSettings {
   unsigned trigger_threshold = 50;  // percent

@@ -39,26 +39,64 @@ TEST_CASE("BandwidthMeter.closes_a_window_only_after_100_ms") {
   CHECK(meter.bytes_per_second() == Approx(0));
 }
 
-TEST_CASE("SwitchoverPolicy.waits_for_a_measurement_unless_nothing_is_left") {
+TEST_CASE("BandwidthMeter.gives_a_rough_value_before_the_first_window_closes") {
+  BandwidthMeter meter;
+  meter.sample(0ns, 0, 0);
+  meter.sample(9ms, 9000, 1);
+  CHECK(meter.bytes_per_second() == 0);
+  meter.sample(10ms, 10000, 1);
+  CHECK(meter.bytes_per_second() == Approx(1000000));
+  CHECK_FALSE(meter.measured());
+}
+
+TEST_CASE("SwitchoverPolicy.needs_a_bandwidth_unless_nothing_is_left") {
   const BandwidthMeter unmeasured;
-  CHECK(may_switch_over(0, unmeasured, {}));
-  CHECK_FALSE(may_switch_over(1, unmeasured, {}));
+  CHECK(within_limit(0, unmeasured, {}));
+  CHECK_FALSE(within_limit(1, unmeasured, {}));
   CHECK_FALSE(expected_downtime(1, unmeasured, {}).has_value());
+  CHECK(SwitchoverPolicy().may_switch_over(0, false, unmeasured, {}));
 }
 
 TEST_CASE("SwitchoverPolicy.compares_the_expected_downtime_with_the_limit") {
   const auto meter = meter_at(1'000'000);
   const SwitchoverLimits limits{300ms, 0};
   CHECK(expected_downtime(300'000, meter, limits) == 300ms);
-  CHECK(may_switch_over(300'000, meter, limits));
-  CHECK_FALSE(may_switch_over(301'000, meter, limits));
+  CHECK(within_limit(300'000, meter, limits));
+  CHECK_FALSE(within_limit(301'000, meter, limits));
 }
 
 TEST_CASE("SwitchoverPolicy.believes_avail_switchover_bandwidth_before_its_own_measurement") {
   const auto meter = meter_at(1'000'000);
-  CHECK_FALSE(may_switch_over(3'000'000, meter, {300ms, 0}));
-  CHECK(may_switch_over(3'000'000, meter, {300ms, 10'000'000}));
-  CHECK(may_switch_over(3'000'000, BandwidthMeter(), {300ms, 10'000'000}));
+  CHECK_FALSE(within_limit(3'000'000, meter, {300ms, 0}));
+  CHECK(within_limit(3'000'000, meter, {300ms, 10'000'000}));
+  CHECK(within_limit(3'000'000, BandwidthMeter(), {300ms, 10'000'000}));
+}
+
+TEST_CASE("SwitchoverPolicy.sends_everything_once_before_it_stops_the_guest") {
+  const auto meter = meter_at(1'000'000);
+  SwitchoverPolicy policy;
+  CHECK_FALSE(policy.may_switch_over(100, false, meter, {300ms, 0}));
+  CHECK(policy.may_switch_over(100, true, meter, {300ms, 0}));
+}
+
+TEST_CASE("SwitchoverPolicy.goes_on_while_a_pass_makes_the_rest_much_smaller") {
+  const auto meter = meter_at(1'000'000);
+  const SwitchoverLimits limits{300ms, 0};
+  SwitchoverPolicy policy;
+  CHECK_FALSE(policy.may_switch_over(200'000, true, meter, limits));
+  CHECK_FALSE(policy.may_switch_over(20'000, true, meter, limits));
+  // 2 ms, then 1 ms: short enough.
+  CHECK_FALSE(policy.may_switch_over(2'000, true, meter, limits));
+  CHECK(policy.may_switch_over(1'000, true, meter, limits));
+}
+
+TEST_CASE("SwitchoverPolicy.stops_a_guest_that_writes_about_as_fast_as_the_link_sends") {
+  const auto meter = meter_at(1'000'000);
+  const SwitchoverLimits limits{300ms, 0};
+  SwitchoverPolicy policy;
+  CHECK_FALSE(policy.may_switch_over(400'000, true, meter, limits));
+  CHECK_FALSE(policy.may_switch_over(380'000, true, meter, limits));
+  CHECK(policy.may_switch_over(290'000, true, meter, limits));
 }
 
 TEST_CASE("SwitchoverPolicy.survives_a_stalled_link") {
@@ -172,8 +210,7 @@ TEST_CASE("RunControl.a_machine_that_moved_does_not_move_again_without_a_word") 
   CHECK(*control.begin_switchover());
   control.finish_switchover(Ownership::handed_over);
   CHECK(control.state() == RunState::postmigrate);
-  CHECK(control.check_may_migrate().error().text() ==
-        "Can't migrate the vm that was paused due to previous migration");
+  CHECK(control.check_may_migrate().error().text() == "Can't migrate the vm that was paused due to previous migration");
   CHECK(*control.cont());
   CHECK(control.ownership() == Ownership::ours);
   CHECK(control.check_may_migrate().has_value());
