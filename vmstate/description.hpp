@@ -195,13 +195,13 @@ constexpr TableFault field_fault(const Description& table, std::size_t at) {
   if (row.name.size() > table_name_bytes) return TableFault::name_too_long;
   if (row.owner != table.owner) return TableFault::field_of_another_struct;
   if (row.version > table.version) return TableFault::field_newer_than_description;
-  if ((row.codec == nullptr) == (row.nested == nullptr)) return TableFault::type_without_operations;
+  if (!row.has_operations) return TableFault::type_without_operations;
   if (row.capacity == 0) return TableFault::field_without_elements;
   for (std::size_t other = 0; other < table.rows.size(); ++other) {
     if (other == at) continue;
     const Field& second = table.rows[other];
     if (second.name == row.name && !(row.shared_name && second.shared_name)) return TableFault::field_name_twice;
-    if (row.count_member != nullptr && second.address == row.count_member && other > at) {
+    if (row.is_counted && second.address == row.count_member && other > at) {
       return TableFault::count_after_its_array;
     }
   }
@@ -233,7 +233,7 @@ constexpr TableFault fault(const Description& table, unsigned depth) {
   if (table.minimum_version > table.version) return TableFault::minimum_above_version;
   for (std::size_t at = 0; at < table.rows.size(); ++at) {
     if (const TableFault found = field_fault(table, at); found != TableFault::none) return found;
-    if (table.rows[at].nested == nullptr) continue;
+    if (!table.rows[at].is_nested) continue;
     if (const TableFault found = fault(*table.rows[at].nested, depth + 1); found != TableFault::none) return found;
   }
   if (table.parts.size() > table_subsections) return TableFault::too_many_subsections;

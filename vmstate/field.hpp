@@ -44,7 +44,7 @@ inline constexpr char type_tag = 0;
 struct Field {
   std::string_view name;
   std::uint32_t version = 0;     // streams of this description version and newer have it
-  const char* owner = nullptr;   // type_tag of the state struct; null: fits any (unused)
+  const char* owner = nullptr;   // type_tag of the state struct
   const Codec* codec = nullptr;  // null when nested
   const Description* nested = nullptr;
   void* (*address)(void* object) = nullptr;  // of the first element; null: no storage (unused)
@@ -56,6 +56,10 @@ struct Field {
   void* (*count_member)(void* object) = nullptr;        // identity of the member that `count` reads
   bool count_is_bytes = false;                          // one buffer of `count` bytes
   bool shared_name = false;                             // another row has the same name, on purpose
+  // What the pointers above hold, for check(): see has_codec.
+  bool has_operations = false;  // codec or nested
+  bool is_nested = false;
+  bool is_counted = false;
 };
 
 namespace detail {
@@ -167,6 +171,7 @@ constexpr FieldOf<OwnerOf<Member>> counted_row(std::string_view name) {
   static_assert(std::is_same_v<OwnerOf<Member>, OwnerOf<Count>>, "the count is a member of the same struct");
   static_assert(is_count<ValueOf<Count>>, "a count is u8, u16, u32 or i32");
   auto out = row<Member>(name);
+  out.is_counted = true;
   out.count = &count_of<Count>;
   out.count_member = &address_of<Count>;
   return out;
@@ -179,6 +184,7 @@ template <auto Member>
 constexpr auto field(std::string_view name) {
   auto out = detail::row<Member>(name);
   out.codec = codec_of<detail::ElementOf<Member>>;
+  out.has_operations = has_codec<detail::ElementOf<Member>>;
   return out;
 }
 
@@ -188,6 +194,7 @@ template <auto Member, auto Count>
 constexpr auto counted(std::string_view name) {
   auto out = detail::counted_row<Member, Count>(name);
   out.codec = codec_of<detail::ElementOf<Member>>;
+  out.has_operations = has_codec<detail::ElementOf<Member>>;
   return out;
 }
 
@@ -196,6 +203,8 @@ template <auto Member>
 constexpr auto structure(std::string_view name, const DescriptionOf<detail::ElementOf<Member>>& child) {
   auto out = detail::row<Member>(name);
   out.nested = &child;
+  out.is_nested = true;
+  out.has_operations = true;
   return out;
 }
 
@@ -204,6 +213,8 @@ template <auto Member, auto Count>
 constexpr auto counted_structures(std::string_view name, const DescriptionOf<detail::ElementOf<Member>>& child) {
   auto out = detail::counted_row<Member, Count>(name);
   out.nested = &child;
+  out.is_nested = true;
+  out.has_operations = true;
   return out;
 }
 
@@ -213,6 +224,7 @@ constexpr auto buffer(std::string_view name) {
   static_assert(detail::is_byte<detail::ElementOf<Member>>, "a buffer is an array of bytes");
   auto out = detail::row<Member>(name);
   out.codec = &codec::buffer;
+  out.has_operations = true;
   out.bytes = out.capacity;
   out.capacity = 1;
   return out;
@@ -224,6 +236,7 @@ constexpr auto counted_buffer(std::string_view name) {
   static_assert(detail::is_byte<detail::ElementOf<Member>>, "a buffer is an array of bytes");
   auto out = detail::counted_row<Member, Count>(name);
   out.codec = &codec::buffer;
+  out.has_operations = true;
   out.count_is_bytes = true;
   return out;
 }
@@ -235,6 +248,7 @@ constexpr FieldOf<Owner> unused(std::size_t bytes) {
   out.name = "unused";
   out.owner = &type_tag<Owner>;
   out.codec = &codec::unused;
+  out.has_operations = true;
   out.bytes = bytes;
   out.shared_name = true;
   return out;

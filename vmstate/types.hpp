@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
 
 namespace migrationd::vmstate {
 
@@ -43,7 +44,8 @@ namespace codec {
 extern const Codec boolean, i8, i16, i32, i64, u8, u16, u32, u64, buffer, unused, capability;
 }  // namespace codec
 
-// The codec of a member's element type; null where there is none, which check() refuses.
+// The codec of a member's element type; null where there is none, which check() refuses by has_codec: with
+// -fsanitize=undefined GCC 12 does not compare a variable's address with null while compiling.
 template <class T>
 inline constexpr const Codec* codec_of = nullptr;
 template <>
@@ -66,5 +68,12 @@ template <>
 inline constexpr const Codec* codec_of<std::uint64_t> = &codec::u64;
 template <>
 inline constexpr const Codec* codec_of<CapabilityName> = &codec::capability;
+
+template <class T>
+inline constexpr bool has_codec =
+    std::is_same_v<T, bool> || std::is_same_v<T, CapabilityName> || std::is_same_v<T, std::int8_t> ||
+    std::is_same_v<T, std::int16_t> || std::is_same_v<T, std::int32_t> || std::is_same_v<T, std::int64_t> ||
+    std::is_same_v<T, std::uint8_t> || std::is_same_v<T, std::uint16_t> || std::is_same_v<T, std::uint32_t> ||
+    std::is_same_v<T, std::uint64_t>;
 
 }  // namespace migrationd::vmstate
