@@ -139,6 +139,12 @@ void DescriptorChannel::prepare_pipe() {
   read_polls_first_ = false;
 }
 
+void DescriptorChannel::force(PipeTactic tactic) noexcept {
+  write_mode_ = tactic == PipeTactic::nowait ? WriteMode::nowait : WriteMode::after_poll;
+  read_polls_first_ = true;
+  ::fcntl(fd_.get(), F_SETFL, ::fcntl(fd_.get(), F_GETFL) & ~O_NONBLOCK);
+}
+
 Error DescriptorChannel::failed(const char* verb, const char* preposition) const {
   const int err = errno;
   const char* what = kind_ == DescriptorKind::socket ? "socket" : two_pipes_ ? "command" : "file";

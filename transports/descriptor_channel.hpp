@@ -45,6 +45,10 @@ class DescriptorChannel : public Channel {
   std::string describe() const override { return description_; }
   int readable_fd() const noexcept override { return is_file() ? -1 : fd_.get(); }
 
+  // For tests: as if the pipe could not be opened anew, or as on a kernel before 6.5 (the top of this file).
+  enum class PipeTactic : std::uint8_t { nowait, after_poll };
+  void force(PipeTactic tactic) noexcept;
+
   // The directory to make durable in sync_to_disk(): that of a file we created.
   void set_directory(UniqueFd directory) noexcept { directory_ = std::move(directory); }
 

@@ -2,7 +2,6 @@
 #include "transports/socket_address.hpp"
 
 #include <fmt/format.h>
-#include <netdb.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 
@@ -33,7 +32,7 @@ using AddrinfoList = std::unique_ptr<addrinfo, FreeAddrinfo>;
 // One getaddrinfo call on its own thread. The thread owns nothing of the caller: it shares the state.
 class Lookup {
  public:
-  static Result<Lookup> start(std::string host, std::string port, const addrinfo& hints) {
+  static Result<Lookup> start(const InetAddress& inet, const addrinfo& hints, decltype(&::getaddrinfo) look_up) {
     UniqueFd done(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (!done) return Error::from_errno("make a descriptor for the name look-up");
     Lookup out;
@@ -41,7 +40,7 @@ class Lookup {
     out.state_->done = std::move(done);
     // std::thread's constructor is the one throwing call here: a process at its thread limit is no reason to end.
     try {
-      out.thread_ = std::thread(run, out.state_, std::move(host), std::move(port), hints);
+      out.thread_ = std::thread(run, out.state_, inet.host, inet.port, hints, look_up);
     } catch (const std::system_error& failure) {
       return Error::from_errno("start the name look-up", failure.code().value());
     }
@@ -65,9 +64,9 @@ class Lookup {
   };
 
   static void run(const std::shared_ptr<State>& state, const std::string& host, const std::string& port,
-                  const addrinfo& hints) {
+                  const addrinfo& hints, decltype(&::getaddrinfo) look_up) {
     addrinfo* list = nullptr;
-    state->code = ::getaddrinfo(host.c_str(), port.c_str(), &hints, &list);
+    state->code = look_up(host.c_str(), port.c_str(), &hints, &list);
     state->sys_errno = errno;
     state->list.reset(list);
     state->finished.store(true, std::memory_order_release);
@@ -149,7 +148,7 @@ bool port_too_large(const std::string& port) {
 
 Result<Lookup> wait_for_lookup(const InetAddress& inet, const addrinfo& hints, const ResolveOptions& options) {
   if (!LeftBehind::instance().has_room()) return resolution_error(inet, "too many look-ups are still running");
-  MD_TRY(Lookup lookup, Lookup::start(inet.host, inet.port, hints));
+  MD_TRY(Lookup lookup, Lookup::start(inet, hints, options.look_up));
   const auto deadline = std::chrono::steady_clock::now() + options.limit;
   while (!lookup.finished()) {
     const auto left = std::chrono::ceil<milliseconds>(deadline - std::chrono::steady_clock::now());

@@ -9,6 +9,7 @@
 #include "base/unique_fd.hpp"
 #include "transports/address.hpp"
 
+#include <netdb.h>
 #include <sys/socket.h>
 
 #include <chrono>
@@ -28,6 +29,7 @@ struct ResolveOptions {
   bool passive = false;        // for listening: an empty host is any address
   StopSource* stop = nullptr;  // ends the wait, if there is one
   std::chrono::milliseconds limit{60000};
+  decltype(&::getaddrinfo) look_up = ::getaddrinfo;  // tests put one here that hangs
 };
 
 // All addresses of host and port, in the order to try them; at least one. getaddrinfo(3) cannot be interrupted,

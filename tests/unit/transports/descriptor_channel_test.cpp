@@ -96,6 +96,32 @@ TEST_CASE("DescriptorChannel.moves_everything_over_a_pipe_without_touching_its_f
   CHECK_FALSE(writer->bidirectional());
 }
 
+TEST_CASE("DescriptorChannel.moves_everything_over_pipes_it_cannot_open_anew") {
+  using Tactic = DescriptorChannel::PipeTactic;
+  for (const Tactic tactic : {Tactic::nowait, Tactic::after_poll}) {
+    const auto stop = make_stop();
+    Pipe pipe = make_pipe();
+    DescriptorChannel writer(std::move(pipe.write), DescriptorKind::pipe, *stop, "test");
+    DescriptorChannel reader(std::move(pipe.read), DescriptorKind::pipe, *stop, "test");
+    writer.force(tactic);
+    reader.force(tactic);
+    check_transfer(writer, reader, 2'000'000);
+
+    // Full, and then the stop: a write that blocked would hang here.
+    Pipe full = make_pipe();
+    const auto late_stop = make_stop();
+    DescriptorChannel stuck(std::move(full.write), DescriptorKind::pipe, *late_stop, "test");
+    stuck.force(tactic);
+    Bytes data = pattern(3'000'000);
+    const auto pieces = in_pieces(data);
+    LateStop late(*late_stop);
+    const auto written = stuck.write(pieces);
+    late.check_prompt();
+    REQUIRE_FALSE(bool(written));
+    CHECK(written.error().is_cancelled());
+  }
+}
+
 TEST_CASE("DescriptorChannel.moves_everything_through_a_file") {
   const auto stop = make_stop();
   const ScratchDir dir;
