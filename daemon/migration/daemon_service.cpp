@@ -214,6 +214,7 @@ void DaemonService::finish_incoming(Run& run) {
   if (outcome.machine) machine_ = std::move(outcome.machine);
   log_summary(run, outcome.result);
   if (outcome.result) {
+    origin_ = last_peer_;
     listening_.clear();
     return take_status(MigrationStatus::completed);
   }
@@ -311,15 +312,18 @@ std::string DaemonService::shut_down() {
                : "the machine ends with this process";
   }
   const bool outgoing = run_->source != nullptr;
-  lifecycle_.cancel();
+  if (lifecycle_.cancel()) emit_status();
   run_->stop->request();
   run_->thread.join();
-  const auto id = run_->id;
-  const bool moved = outgoing && run_->source_outcome->result.has_value();
   run_->thread = std::thread([] {});  // finish_run joins
-  finish_run(id);
-  if (moved) return "the running migration had just completed: the peer has the machine";
+  finish_run(run_->id);
   if (!outgoing) return "the incoming migration was cancelled: the machine stays with its source";
+  if (run_control_.ownership() == Ownership::handed_over) {
+    return "the running migration had just completed: the peer has the machine";
+  }
+  if (run_control_.ownership() == Ownership::unknown) {
+    return "the running migration was past its last byte and nobody answered: the peer may have the machine";
+  }
   return "the running migration was cancelled; the machine was ours and ends with this process";
 }
 

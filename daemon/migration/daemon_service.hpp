@@ -73,7 +73,7 @@ class DaemonService final : public MigrationService {
   Result<void> stop() override;
   Result<void> cont() override;
 
-  Result<nlohmann::json> query_machine() const override;
+  Result<qmp::MachineInfo> query_machine() const override;
   void verify_machine(std::function<void(Result<nlohmann::json>)> done) override;
   void measure_dirty_rate(std::chrono::milliseconds period, std::function<void(Result<std::uint64_t>)> done) override;
 
@@ -113,7 +113,8 @@ class DaemonService final : public MigrationService {
   Clock::time_point started_{};
   std::optional<std::string> error_text_;
   std::vector<transports::Address> listening_;
-  std::string last_peer_;
+  std::string last_peer_;  // of the latest migration, for the log
+  std::string origin_;     // where the machine came from
   std::unique_ptr<Run> run_;
   // verify-machine or calc-dirty-rate at work; no migration starts meanwhile.
   std::unique_ptr<Worker> worker_;

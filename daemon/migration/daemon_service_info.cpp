@@ -25,18 +25,18 @@ std::uint64_t milliseconds_since(Clock::time_point start) {
       std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count());
 }
 
-std::string_view ownership_name(Ownership ownership) noexcept {
+qmp::MachineOwner owner_of(Ownership ownership) noexcept {
   switch (ownership) {
     case Ownership::none:
-      return "none";
+      return qmp::MachineOwner::none;
     case Ownership::ours:
-      return "ours";
+      return qmp::MachineOwner::here;
     case Ownership::handed_over:
-      return "handed-over";
+      return qmp::MachineOwner::moved;
     case Ownership::unknown:
-      return "unknown";
+      return qmp::MachineOwner::unknown;
   }
-  return "none";
+  return qmp::MachineOwner::none;
 }
 
 qmp::SocketAddress to_qmp(const transports::Address& address) {
@@ -128,40 +128,35 @@ std::vector<MigrationService::Thread> DaemonService::threads() const {
   return threads;
 }
 
-Result<nlohmann::json> DaemonService::query_machine() const {
-  using nlohmann::json;
-  json out;
-  out["owner"] = ownership_name(run_control_.ownership());
-  out["peer"] = last_peer_;
-  if (!machine_) {
-    out["kind"] = "none";
-    return out;
-  }
-  out["kind"] = machine_->kind() == MachineKind::parked ? "parked" : "synthetic";
-  out["machine-type"] = machine_->configuration().machine_name;
-  out["dirty-log"] = machine_->dirty_log() != nullptr ? machine_->dirty_log()->kind() : "none";
-  json blocks = json::array();
+Result<qmp::MachineInfo> DaemonService::query_machine() const {
+  qmp::MachineInfo info;
+  info.owner = owner_of(run_control_.ownership());
+  info.kind = "none";
+  if (!machine_) return info;
+  info.kind = machine_->kind() == MachineKind::parked ? "parked" : "synthetic";
+  if (!origin_.empty()) info.origin = origin_;
+  info.machine_type = machine_->configuration().machine_name;
+  if (machine_->dirty_log() != nullptr) info.dirty_log = machine_->dirty_log()->kind();
   const ram::RamMap& ram = machine_->ram();
+  info.ram_total = ram.total_bytes();
   for (std::size_t i = 0; i < ram.size(); ++i) {
     const ram::RamBlock& block = ram.at(i);
-    MD_TRY(const std::uint64_t allocated, block.allocated_bytes());
-    blocks.push_back({{"name", block.name()},
-                      {"size", block.length()},
-                      {"page-size", block.backing_page()},
-                      {"allocated", allocated}});
+    auto& row = info.blocks.emplace_back();
+    row.name = block.name();
+    row.size = block.length();
+    row.page_size = block.backing_page();
+    MD_TRY(row.allocated, block.allocated_bytes());
   }
-  out["blocks"] = std::move(blocks);
-  json devices = json::array();
   if (const auto* parked = dynamic_cast<const ParkedMachine*>(machine_.get())) {
     for (const stream::DeviceSection& section : parked->devices().sections) {
-      devices.push_back({{"name", section.name},
-                         {"instance-id", section.instance_id},
-                         {"version-id", section.version_id},
-                         {"size", section.body.size()}});
+      auto& row = info.devices.emplace_back();
+      row.name = section.name;
+      row.instance_id = section.instance_id;
+      row.version = section.version_id;
+      row.size = section.body.size();
     }
   }
-  out["devices"] = std::move(devices);
-  return out;
+  return info;
 }
 
 }  // namespace migrationd::migration

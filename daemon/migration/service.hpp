@@ -11,6 +11,7 @@
 #pragma once
 
 #include "base/result.hpp"
+#include "protocol/qmp/machine_types.hpp"
 #include "protocol/qmp/migration_info.hpp"
 #include "protocol/qmp/parameters.hpp"
 #include "transports/address.hpp"
@@ -81,7 +82,7 @@ class MigrationService {
 
   // --- the machine ----------------------------------------------------------------------------------------
   // Kind, origin, blocks, sizes, devices, and whose the machine is (__org.migrationd_query-machine).
-  virtual Result<nlohmann::json> query_machine() const = 0;
+  virtual Result<qmp::MachineInfo> query_machine() const = 0;
   // Stops the guest for the check if it runs, on a thread of its own; `done` is called on the control thread.
   virtual void verify_machine(std::function<void(Result<nlohmann::json>)> done) = 0;
   // Pages written per second over `period` by a machine that can tell; `done` on the control thread.

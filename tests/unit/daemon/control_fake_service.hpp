@@ -69,8 +69,13 @@ class FakeService final : public migration::MigrationService {
     return {};
   }
 
-  Result<nlohmann::json> query_machine() const override {
-    return nlohmann::json{{"kind", "parked"}, {"owner", "ours"}, {"blocks", {{{"name", "pc.ram"}, {"size", 4096}}}}};
+  Result<qmp::MachineInfo> query_machine() const override {
+    qmp::MachineInfo info;
+    info.kind = "parked";
+    info.owner = qmp::MachineOwner::here;
+    info.blocks.emplace_back().name = "pc.ram";
+    info.blocks.back().size = info.ram_total = 4096;
+    return info;
   }
   void verify_machine(std::function<void(Result<nlohmann::json>)> done) override {
     verifying.push_back(std::move(done));
