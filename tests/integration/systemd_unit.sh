@@ -74,34 +74,39 @@ stage_units() {
   cp "$source_dir/systemd/migrationd@.socket" "$target/"
 }
 
-echo "== the units are well formed"
-mkdir -p "$scratch/bin"
-cp "$migrationd" "$scratch/bin/migrationd"
-stage_units "$scratch/bin" "$scratch/units"
-for suffix in service socket; do
-  cp "$scratch/units/migrationd@.$suffix" "$scratch/units/migrationd@test.$suffix"
-done
-warnings=$(systemd-analyze verify --man=no "$scratch/units/migrationd@test.service" \
-  "$scratch/units/migrationd@test.socket" 2>&1 | grep migrationd || true)
-if [ -n "$warnings" ]; then
-  echo "$warnings"
-  exit 1
-fi
+check_units() {
+  echo "== the units are well formed"
+  mkdir -p "$scratch/bin"
+  cp "$migrationd" "$scratch/bin/migrationd"
+  stage_units "$scratch/bin" "$scratch/units"
+  for suffix in service socket; do
+    cp "$scratch/units/migrationd@.$suffix" "$scratch/units/migrationd@test.$suffix"
+  done
+  local warnings
+  warnings=$(systemd-analyze verify --man=no "$scratch/units/migrationd@test.service" \
+    "$scratch/units/migrationd@test.socket" 2>&1 | grep migrationd || true)
+  if [ -n "$warnings" ]; then
+    echo "$warnings"
+    exit 1
+  fi
 
-echo "== the sandbox keeps to its bound"
-systemd-analyze security --offline=true --threshold="$exposure_limit" "$scratch/units/migrationd@test.service" \
-  >"$scratch/security" 2>&1 || {
-  grep -v '✓' "$scratch/security"
-  exit 1
+  echo "== the sandbox keeps to its bound"
+  systemd-analyze security --offline=true --threshold="$exposure_limit" "$scratch/units/migrationd@test.service" \
+    >"$scratch/security" 2>&1 || {
+    grep -v '✓' "$scratch/security"
+    exit 1
+  }
+  tail -1 "$scratch/security"
+
+  echo "== the user and the directories can be made"
+  mkdir -p "$scratch/root/etc"
+  systemd-sysusers --root="$scratch/root" --inline "$(grep '^u ' "$source_dir/systemd/sysusers.conf")" >/dev/null 2>&1
+  grep -q '^migrationd:' "$scratch/root/etc/passwd"
+  systemd-tmpfiles --root="$scratch/root" --create "$source_dir/systemd/tmpfiles.conf" >/dev/null 2>&1
+  test -d "$scratch/root/run/migrationd"
 }
-tail -1 "$scratch/security"
 
-echo "== the user and the directories can be made"
-mkdir -p "$scratch/root/etc"
-systemd-sysusers --root="$scratch/root" --inline "$(grep '^u ' "$source_dir/systemd/sysusers.conf")" >/dev/null 2>&1
-grep -q '^migrationd:' "$scratch/root/etc/passwd"
-systemd-tmpfiles --root="$scratch/root" --create "$source_dir/systemd/tmpfiles.conf" >/dev/null 2>&1
-test -d "$scratch/root/run/migrationd"
+[ "$here" = yes ] || check_units
 
 [ "$(id -u)" = 0 ] || skip "the live part needs root; the checks above passed"
 if [ "$here" = no ]; then
@@ -140,14 +145,14 @@ while read -r setting; do arguments+=(-p "$setting"); done <<<"$settings"
 status=0
 systemd-run --quiet --wait --pipe "${arguments[@]}" /run/migrationd-test-bin/migrationctl --json doctor \
   >"$scratch/doctor.json" || status=$?
-wanted="memfd userfaultfd write-protect"
+wanted=(memfd userfaultfd write-protect)
 # A container's root may lack the right to raise limits; then nobody can have locked memory.
 if (ulimit -H -l unlimited) 2>/dev/null; then
-  wanted="$wanted memlock"
+  wanted+=(memlock)
 else
   echo "(not looked at: locked memory, this root may not raise limits)"
 fi
-python3 - "$scratch/doctor.json" $wanted <<'END'
+python3 - "$scratch/doctor.json" "${wanted[@]}" <<'END'
 import json, sys
 findings = {entry["name"]: entry for entry in json.load(open(sys.argv[1]))}
 bad = [name for name in sys.argv[2:] if findings[name]["level"] != "good"]
@@ -157,25 +162,30 @@ sys.exit(1 if bad else 0)
 END
 [ "$status" = 0 ] || { echo "doctor ended with status $status inside the sandbox"; exit 1; }
 
-echo "== socket activation, readiness, a migration"
+echo "== socket activation and readiness"
 ctl() { timeout 60 "$migrationctl" -n "$@"; }
 systemctl start "migrationd@$from.socket" "migrationd@$to.socket"
-! systemctl is-active --quiet "migrationd@$from.service"
+if systemctl is-active --quiet "migrationd@$from.service"; then
+  echo "the service runs before anybody asked"
+  exit 1
+fi
 ctl "$from" status
 systemctl is-active --quiet "migrationd@$from.service"
 systemctl show -p StatusText --value "migrationd@$from.service" | grep -q .
+echo "== exec: is off"
+if ctl "$from" migrate "exec:cat >/dev/null" 2>"$scratch/refusal"; then
+  echo "exec: was not refused"
+  exit 1
+fi
+grep 'switched off' "$scratch/refusal"
+
+echo "== a migration"
 ctl "$to" incoming "unix:/run/migrationd/$to/stream.sock"
 ctl "$from" migrate "unix:/run/migrationd/$to/stream.sock"
 ctl "$to" stop
 ctl "$to" verify-machine
-# exec: is off in the packaged unit.
-if ctl "$from" migrate "exec:cat >/dev/null"; then
-  echo "exec: was not refused"
-  exit 1
-fi
-
 echo "== a clean end"
-systemctl stop "migrationd@$from.service" "migrationd@$to.service"
+systemctl stop "migrationd@$from.socket" "migrationd@$to.socket" "migrationd@$from.service" "migrationd@$to.service"
 for name in "$from" "$to"; do
   result=$(systemctl show -p Result --value "migrationd@$name.service")
   [ "$result" = success ] || { echo "migrationd@$name ended with '$result'"; exit 1; }

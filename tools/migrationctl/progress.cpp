@@ -23,7 +23,7 @@ std::string left_text(const Sample& sample) {
   if (sample.status == "pre-switchover") return "waits for migrate-continue";
   if (sample.status == "setup") return "connecting";
   if (const auto left = sample.time_left()) return duration_text(*left) + " left";
-  if (sample.rate == 0) return "";
+  if (sample.rate == 0 || sample.remaining == 0) return "";
   return "dirtied faster than sent";
 }
 
