@@ -34,6 +34,10 @@ class Line:
 
 LINES = [
     Line("check", "what CI runs, every kind once", "tools/check", 90),
+    Line("demo", "the demonstration, both proofs", "tools/check.d/demo_line", 15),
+    Line("interop", "every pair of versions over every transport, libvirt's traffic, live precopy, hostile peers, kills",
+         "tests/interop/run --resume build/interop-full.jsonl", 120),
+    Line("bench", "beside QEMU 10 to 10 with the same memory in the same run", "tests/bench/bench.py --check", 60),
     Line("fuzz", "every decoder's fuzz target, one million executions without a finding", "tools/check --fuzz", 600),
 ]
 

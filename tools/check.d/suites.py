@@ -87,6 +87,21 @@ def unit(at: Context) -> Counts:
     return at.meson(at.build, *NOT_UNIT)
 
 
+def platform(at: Context) -> Counts:
+    """What the code assumes of the kernel, each fact a program."""
+    return at.meson(at.build, "--suite", "platform")
+
+
+def integration(at: Context) -> Counts:
+    """Programs against the built daemon: its control socket, its packaged units."""
+    return at.meson(at.build, "--suite", "integration")
+
+
+def interop(at: Context) -> Counts:
+    """Real QEMU of both versions beside the daemon, and peers that mean harm: every kind of case once."""
+    return at.runner("interop", ["tests/interop/run", "--quick"])
+
+
 def tidy(at: Context) -> Counts:
     return at.runner("tidy", ["python3", "tests/lint/tidy.py", str(at.build)])
 
@@ -144,6 +159,9 @@ class Suite:
 SUITES = [
     Suite("lint", "layers, headers alone, style, format, documents", 6, lint),
     Suite("unit", "unit tests", 6, unit),
+    Suite("platform", "what is assumed of the kernel", 5, platform),
+    Suite("integration", "the control socket and the packaged units", 8, integration),
+    Suite("interop", "real QEMU 7.2 and 10.0, libvirt's own traffic, hostile peers, kills: every kind once", 15, interop),
     Suite("fuzz", "every fuzz target for a few seconds", 12, fuzz),
     Suite("address", "unit tests under AddressSanitizer and UBSan", 15, address),
     Suite("threads", "unit tests under ThreadSanitizer", 15, threads),
