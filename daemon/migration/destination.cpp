@@ -233,6 +233,8 @@ Result<void> MigrationDestination::read_devices() {
   devices_.description = std::move(contents.description);
   if (contents.proof == stream::TailProof::footers) {
     log::warning("the stream has no usable description: device sections were told apart by their footers");
+  } else if (contents.proof == stream::TailProof::names) {
+    log::warning("the description's sizes are not those of the stream: device sections were told apart by their names");
   }
   return {};
 }

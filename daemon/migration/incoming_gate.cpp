@@ -25,6 +25,9 @@ constexpr std::size_t max_candidates = 16;
 // A header that came in pieces keeps its socket readable: look again after this, not in a busy loop.
 constexpr auto recheck = std::chrono::milliseconds(5);
 
+// Between two tries to accept when descriptors or memory are short.
+constexpr auto resource_pause = std::chrono::milliseconds(50);
+
 struct Candidate {
   std::unique_ptr<transports::Channel> channel;
   SteadyClock::time_point deadline;
@@ -89,7 +92,9 @@ class Door {
 
   Result<void> take_connections() {
     while (true) {
-      MD_TRY(auto channel, listener_.accept_ready(stop_));
+      auto accepted = listener_.accept_ready(stop_);
+      if (!accepted) return make_room(accepted.error());
+      std::unique_ptr<transports::Channel> channel = std::move(*accepted);
       if (!channel) return {};
       if (candidates_.size() == max_candidates) {
         log::warning(
@@ -98,6 +103,18 @@ class Door {
       }
       candidates_.push_back({std::move(channel), SteadyClock::now() + limits::header_wait});
     }
+  }
+
+  // Out of descriptors or memory is no reason to give the machine up: probes are let go first, then it waits for others
+  // of this process or host to be done. Any other failure is the listener's end.
+  Result<void> make_room(const Error& error) {
+    const int number = error.sys_errno();
+    if (number != EMFILE && number != ENFILE && number != ENOBUFS && number != ENOMEM) return error;
+    if (!short_of_resources_) log::warning(fmt::format("incoming: {}; trying again", error.text()));
+    short_of_resources_ = true;
+    if (!candidates_.empty()) candidates_.erase(candidates_.begin());
+    if (!stop_.sleep_for(resource_pause)) return cancelled_error();
+    return {};
   }
 
   std::unique_ptr<transports::Channel> examine_candidates() {
@@ -131,6 +148,7 @@ class Door {
   StopSource& stop_;
   std::vector<Candidate> candidates_;
   bool partial_ = false;
+  bool short_of_resources_ = false;  // said once
 };
 
 }  // namespace

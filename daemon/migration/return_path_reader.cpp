@@ -48,6 +48,8 @@ void ReturnPathReader::finish(PeerAnswer answer, Error why) {
   why_ = std::move(why);
   answer_.store(answer, std::memory_order_release);
   answered_->open();
+  // A peer that refused the machine need not read on: the mover may be blocked in a write to it.
+  if (answer == PeerAnswer::failure) channel_.shutdown();
 }
 
 Result<PeerAnswer> ReturnPathReader::read_messages() {

@@ -37,6 +37,8 @@ class ReturnPathReader {
   Result<void> wait_for_answer() const { return answered_->wait(stop_); }
   // The same, but not longer than `limit`; what is there then.
   PeerAnswer wait_for_answer(std::chrono::milliseconds limit) const;
+  // Readable once an answer is there; for poll(2).
+  int answered_fd() const noexcept { return answered_->fd(); }
   // Why the answer is `failure` or `lost`; call only then.
   Error why() const;
 

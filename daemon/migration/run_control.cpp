@@ -28,6 +28,13 @@ Result<bool> RunControl::stop() {
     start_when_loaded_ = false;
     return false;
   }
+  if (state_ == RunState::finish_migrate && state_before_ == RunState::running) {
+    // It stands still already, and its STOP was told. It stays so wherever it ends up: here, or with the peer if its
+    // state has not been written yet.
+    state_before_ = RunState::paused;
+    state_name_ = "paused";
+    return false;
+  }
   if (state_ != RunState::running) return false;
   MD_CHECK(machine_->pause());
   state_ = RunState::paused;

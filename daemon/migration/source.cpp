@@ -8,6 +8,9 @@
 #include "protocol/stream/header.hpp"
 #include "protocol/stream/sections.hpp"
 
+#include <poll.h>
+
+#include <iterator>
 #include <utility>
 
 namespace migrationd::migration {
@@ -133,9 +136,22 @@ Result<void> MigrationSource::stop_machine() {
 Result<void> MigrationSource::wait_in_pre_switchover() {
   if (plan_.pause_before_switchover) {
     events_.status(MigrationStatus::pre_switchover);
-    MD_CHECK(continue_gate_.wait(stop_));
+    MD_CHECK(await_word());
   }
   events_.status(MigrationStatus::device);
+  return {};
+}
+
+// The word to go on, or that of a destination that cannot wait any longer: nothing is written here that would fail.
+Result<void> MigrationSource::await_word() {
+  pollfd fds[] = {{stop_.fd(), POLLIN, 0},
+                  {continue_gate_.fd(), POLLIN, 0},
+                  {return_path_ ? return_path_->answered_fd() : -1, POLLIN, 0}};
+  while (!continue_gate_.is_open()) {
+    if (stop_.requested()) return cancelled_error();
+    if (return_path_ && return_path_->answer() != PeerAnswer::none) return premature_answer();
+    if (::poll(fds, std::size(fds), -1) < 0 && errno != EINTR) return Error::from_errno("wait for migrate-continue");
+  }
   return {};
 }
 
@@ -156,9 +172,10 @@ Result<void> MigrationSource::send_end() {
   stream::encode_eof(out);
   // QEMU waits for a description while the connection stays open; an empty one will do (stream.md section 10).
   if (description_ || plan_.return_path) stream::encode_description(out, description_.value_or(""));
-  MD_CHECK(writer_->append(out.view()));
   if (stop_.requested()) return cancelled_error();
+  // Before append: what is larger than the writer's buffer goes out there and then.
   point_ = Point::eof_tried;
+  MD_CHECK(writer_->append(out.view()));
   return writer_->flush();
 }
 
@@ -174,10 +191,14 @@ Result<void> MigrationSource::await_answer() {
   return {};
 }
 
-// A write that failed because the peer gave up says "Broken pipe"; the peer itself may have said more.
+// The peer's own word stands above what became of our write or of a cancel: it may have answered success and closed
+// before it took all we had to say, or said more than "Broken pipe" about its failure.
 Result<void> MigrationSource::prefer_peers_word(Result<void> result) {
-  if (result || result.error().is_cancelled() || !return_path_) return result;
-  if (return_path_->wait_for_answer(peers_word_wait) == PeerAnswer::failure) return return_path_->why();
+  if (result || !return_path_) return result;
+  const bool cancelled = result.error().is_cancelled();
+  const PeerAnswer answer = cancelled ? return_path_->answer() : return_path_->wait_for_answer(peers_word_wait);
+  if (answer == PeerAnswer::success && point_ == Point::eof_tried) return {};
+  if (answer == PeerAnswer::failure && !cancelled) return return_path_->why();
   return result;
 }
 

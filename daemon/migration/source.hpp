@@ -68,6 +68,7 @@ class MigrationSource {
   Result<void> iterate();
   Result<void> stop_machine();
   Result<void> wait_in_pre_switchover();
+  Result<void> await_word();
   Result<void> send_rest();
   Result<void> send_devices();
   Result<void> send_end();

@@ -32,6 +32,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 namespace migrationd::stream {
 
@@ -155,6 +156,9 @@ Result<void> DeviceTail::try_candidate(const Candidate& candidate) {
 Result<void> DeviceTail::try_description(const Candidate& candidate, const VmDescription& description) {
   const std::size_t text_at = candidate.eof + candidate_header_bytes;
   auto sections = analyse(description, sections_before(candidate.eof), early_, walk_);
+  if (sections) {
+    if (auto unique = check_ids(*sections); !unique) sections = std::move(unique).error();
+  }
   if (!sections && is_limit(sections.error())) return std::move(sections).error().with("device state");
   if (!sections) {
     reject(fmt::format("the description does not fit the device state: {}", sections.error().text()));
@@ -164,6 +168,18 @@ Result<void> DeviceTail::try_description(const Candidate& candidate, const VmDes
   found_ =
       Found{std::move(*sections), std::string(as_text(ByteView(buffer_).subspan(text_at, candidate.end - text_at))),
             TailProof::description};
+  return {};
+}
+
+// An id names one section of the stream.
+Result<void> DeviceTail::check_ids(const std::vector<SectionSpan>& sections) const {
+  std::set<std::uint32_t> ids{ram_section_id_};
+  for (const DeviceSection& section : early_) ids.insert(section.section_id);
+  for (const SectionSpan& section : sections) {
+    if (ids.insert(section.header.section_id).second) continue;
+    return wire_error(fmt::format("section '{}' has the id {} of another section", printable(section.header.name),
+                                  section.header.section_id));
+  }
   return {};
 }
 

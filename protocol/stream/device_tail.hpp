@@ -82,6 +82,7 @@ class DeviceTail {
   Result<void> settle_candidates();
   Result<void> try_candidate(const Candidate& candidate);
   Result<void> try_description(const Candidate& candidate, const VmDescription& description);
+  Result<void> check_ids(const std::vector<SectionSpan>& sections) const;
   Result<void> try_names(const Candidate& candidate, const VmDescription& description);
   enum class Globalstate : std::uint8_t { preferred, required };
   Result<void> try_footers(std::size_t eof, std::optional<std::string> description, Globalstate globalstate);
