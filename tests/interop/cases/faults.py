@@ -108,9 +108,13 @@ def _few_descriptors(folder: Path, limit: int) -> None:
             time.sleep(0.5)
             assert procfs.cpu_seconds(host.pid) - used < 0.4, "it spins on a socket it cannot accept"
             host.run_state()
-            with contextlib.suppress(QmpError):
+            try:
                 host.migrate(f"file:{folder / 'refused'}")
-            host.wait(lambda: host.status() in ("failed", "completed"), 10, "a migration without descriptors")
+            except QmpError as error:
+                assert "Too many open files" in error.desc, error.desc
+                assert host.status() in ("none", "failed"), host.query_migrate()
+            else:
+                host.wait(lambda: host.status() in ("failed", "completed"), 10, "a migration without descriptors")
         finally:
             for client in clients:
                 client.close()
@@ -137,7 +141,7 @@ def _terminated(folder: Path, when: str) -> None:
         victim = destination if when == "receiving" else source
         victim.signal(signal.SIGTERM)
         victim.qmp.wait_event("SHUTDOWN", lambda data: data["reason"] == "host-signal", timeout=5)
-        assert victim.wait(5) == 0, victim.output()[-300:]
+        assert victim.wait_exit(5) == 0, victim.output()[-300:]
         if when == "sending":
             destination.wait(lambda: destination.status() == "failed", 5, "the destination to notice")
         elif when == "receiving":
@@ -156,7 +160,7 @@ def second_start(folder: Path) -> None:
     with Migrationd(folder, "host", machine=WHAT) as first:
         first.run_state()
         with Migrationd(folder, "host", machine=WHAT) as second:
-            assert second.wait(5) != 0
+            assert second.wait_exit(5) != 0
         assert first.run_state() == "running"
         first.kill()
     with Migrationd(folder, "host", machine=WHAT) as third:

@@ -129,10 +129,17 @@ def _kinds() -> list[str]:
     return sorted({name.split("/")[0] for name, _ in bad_peers.bad_streams()})
 
 
+def _sections_are_as_sent(host: Migrationd, name: str) -> None:
+    got = [(device["name"], device["size"]) for device in host.machine()["devices"]]
+    size = bad_peers.DEVICE_SIZES.get(name, bad_peers.USUAL_DEVICE_SIZE)
+    assert got == [("probe", size), ("globalstate", 104)], f"{name}: {got}"
+
+
 def _one_kind(folder: Path, kind: str) -> None:
     host = Migrationd(folder, "target0")
     try:
         target = Target(host)
+        assert host.status() == "none"  # up, and our connection made
         before = procfs.open_descriptors(host.pid)
         wrong: list[str] = []
         for number, (name, data) in enumerate(bad_peers.bad_streams()):
@@ -142,12 +149,13 @@ def _one_kind(folder: Path, kind: str) -> None:
             if state == "completed":
                 if name not in bad_peers.TOLERATED:
                     wrong.append(name)
+                _sections_are_as_sent(host, name)
                 host.kill()     # it holds a machine now; a fresh one for the rest
                 host = Migrationd(folder, f"target{number + 1}")
                 target = Target(host)
+        assert procfs.open_descriptors(host.pid) <= before, f"left open: {procfs.open_names(host.pid)}"
         target.accepts_a_good_one()
         _memory_is_bounded(host)
-        assert procfs.open_descriptors(host.pid) <= before + 8, "descriptors are left open"
         assert not wrong, f"accepted: {', '.join(wrong)}"
     finally:
         host.__exit__()

@@ -190,21 +190,24 @@ def _parameters_accepted_back(folder: Path, kind: str) -> None:
 
 
 def _errors_as_qemu(folder: Path, _kind: str) -> None:
-    """A path, a property or a device that is not there: migrationd's answer is QEMU's, word for word."""
+    """A path, a property or a device that is not there: migrationd's answer is QEMU's, word for word, but for the name
+    of the machine's type."""
     questions = [("qom-get", {"path": "/machine/nothing-here", "property": "type"}),
                  ("qom-get", {"path": "nothing-here", "property": "type"}),
                  ("qom-get", {"path": "/machine", "property": "nothing-here"}),
                  ("qom-list", {"path": "/machine/nothing-here"}),
                  ("qom-list", {}),
-                 ("qom-get", {"path": "/machine/unattached/device[9]", "property": "realized"})]
+                 ("qom-get", {"path": "/machine/unattached/device[999]", "property": "realized"})]
     answers = []
     with Qemu(folder, "real", "10.0", paused=True) as real, Migrationd(folder, "ours", machine=SYNTHETIC) as ours:
         for host in (real, ours):
+            own_type = host.qmp.execute("qom-get", {"path": "/machine", "property": "type"})
+            assert own_type.endswith("-machine"), own_type
             for command, arguments in questions:
                 try:
                     answers.append(("return", type(host.qmp.execute(command, arguments)).__name__))
                 except QmpError as error:
-                    answers.append((error.error_class, error.desc))
+                    answers.append((error.error_class, error.desc.replace(own_type, "TYPE")))
     for question, theirs, mine in zip(questions, answers, answers[len(questions):]):
         assert theirs == mine, f"{question}: QEMU says {theirs}, migrationd {mine}"
 

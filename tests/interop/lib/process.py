@@ -59,7 +59,8 @@ class Process:
             self.kill()
             raise AssertionError(f"{self.argv[0]} did not end within {timeout} s of SIGTERM") from None
 
-    def wait(self, timeout: float = 10.0) -> int:
+    def wait_exit(self, timeout: float = 10.0) -> int:
+        """The exit status of a process that ends by itself."""
         return self.child.wait(timeout)
 
     def output(self) -> str:

@@ -40,6 +40,32 @@ def open_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def open_names(pid: int) -> list[str]:
+    """What the descriptors are, for messages."""
+    names = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            names.append(f"{number}: {os.readlink(f'/proc/{pid}/fd/{number}')}")
+        except OSError:
+            continue
+    return names
+
+
+def children(pid: int) -> list[str]:
+    """The child processes, each as its name and state ('cat Z' is one nobody waited for)."""
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+            for child in file.read().split():
+                try:
+                    with open(f"/proc/{child}/stat", encoding="ascii") as stat:
+                        name, _, rest = stat.read().partition("(")[2].rpartition(")")
+                except OSError:
+                    continue
+                found.append(f"{name} {rest.split()[0]}")
+    return found
+
+
 def threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 

@@ -1,0 +1,573 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Things done at the wrong moment: cancels in every phase and by two clients at once, quits, commands of one migration
+during another, inputs that are no streams; and what may be left over afterwards: descriptors, memory, child processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import socket
+import struct
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Iterator
+
+from ..lib import cases, procfs, streams
+from ..lib.daemon import Migrationd
+from ..lib.process import wait_until
+from ..lib.qmp import Qmp, QmpError, QmpGone, QmpTimeout
+from ..lib.streams import PAGE, Stream
+from .faults import small_disk
+from .kill import _read_until_quiet
+from .synthetic import MB, machine
+
+WHAT = machine(20, ram="16M", working_set="8M")
+WITHIN = 1.0    # seconds in which a cancel is done, whatever the other side does
+ENDS = ("failed", "cancelled", "completed", "none")
+
+
+def _ended(host: Migrationd, timeout: float = 10.0) -> str:
+    return host.wait(lambda: (status := host.status()) in ENDS and status, timeout, "an end")
+
+
+def _proves_itself(host: Migrationd, folder: Path, name: str = "proof") -> None:
+    """The guest runs here, is whole, and can go."""
+    assert host.run_state() == "running" and host.owner() == "here", (host.run_state(), host.machine())
+    host.capabilities(return_path=False)
+    host.parameters(max_bandwidth=1 << 40)
+    with Migrationd(folder, name, machine=WHAT, incoming=["defer"]) as there:
+        there.incoming(f"unix:{folder}/{name}.mig")
+        host.migrate(f"unix:{folder}/{name}.mig")
+        host.wait_status("completed")
+        there.wait_status("completed")
+        there.verify_machine()
+
+
+def _cancel_twice(host: Migrationd) -> None:
+    """Two clients at the same moment; both get their answer, and the cancel is done in time."""
+    with contextlib.closing(Qmp(host.qmp_path)) as other:
+        other.send({"execute": "migrate_cancel", "id": 1})
+        host.qmp.execute("migrate_cancel")
+        assert other.reply().get("return") == {}
+    started = time.monotonic()
+    _ended(host, 5)
+    assert time.monotonic() - started < WITHIN, f"the cancel took {time.monotonic() - started:.1f} s"
+
+
+# Cancels ---------------------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def _black_hole(folder: Path, family: str) -> Iterator[str]:
+    """An address whose connects are neither taken nor refused: its queue is full."""
+    with contextlib.ExitStack() as stack:
+        if family == "tcp":
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            uri = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        else:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(f"{folder}/hole")
+            uri = f"unix:{folder}/hole"
+        listener.listen(0)
+        for _ in range(8):
+            filler = stack.enter_context(socket.socket(listener.family))
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(listener.getsockname())
+        time.sleep(0.1)
+        yield uri
+
+
+def _cancel_connect(folder: Path, family: str) -> None:
+    with _black_hole(folder, family) as uri, Migrationd(folder, "host", machine=WHAT) as host:
+        host.run_state()
+        before = procfs.open_descriptors(host.pid)
+        for _ in range(3):
+            host.migrate(uri)
+            time.sleep(0.2)
+            assert host.status() == "setup", host.query_migrate()
+            _cancel_twice(host)
+            assert host.status() == "cancelled", host.query_migrate()
+        assert procfs.open_descriptors(host.pid) == before, procfs.open_names(host.pid)
+        _proves_itself(host, folder)
+
+
+for _family in ("tcp", "unix"):
+    cases.add(f"trouble/cancel/in-a-connect-nobody-answers/{_family}",
+              lambda folder, family=_family: _cancel_connect(folder, family), quick=_family == "tcp")
+
+
+def _with_peer(folder: Path, host: Migrationd, behave: Callable[[socket.socket], None],
+               then: Callable[[], None]) -> None:
+    """Migrates to a peer of ours that behaves so; `then` runs when it has, the connection still open."""
+    path = f"{folder}/peer{random.getrandbits(32):x}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        listener.settimeout(10)
+        host.migrate(f"unix:{path}")
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(10)
+            behave(connection)
+            then()
+
+
+@cases.case("trouble/cancel/no-other-migration-meanwhile", quick=True)
+def migrate_during_cancel(folder: Path) -> None:
+    """A cancel that takes its time, because a command ignores SIGTERM: until it is done nothing else begins."""
+    with Migrationd(folder, "host", machine=WHAT) as host:
+        host.migrate("exec:trap '' TERM; sleep 1000")
+        host.wait_status("active")
+        host.qmp.execute("migrate_cancel")
+        assert host.status() == "cancelling", host.query_migrate()
+        for command, arguments in (("migrate", {"uri": "tcp:127.0.0.1:1"}),
+                                   ("__org.migrationd_verify-machine", None),
+                                   ("migrate-set-capabilities", {"capabilities": [
+                                       {"capability": "return-path", "state": True}]})):
+            try:
+                host.qmp.execute(command, arguments)
+            except QmpError as error:
+                assert error.desc == "There's a migration process in progress", error.desc
+            else:
+                raise AssertionError(f"{command} was accepted during a cancel")
+        host.qmp.execute("migrate_cancel")
+        assert _ended(host, 3) == "cancelled", host.query_migrate()
+        assert not procfs.children(host.pid)
+        _proves_itself(host, folder)
+
+
+@cases.case("trouble/cancel/after-the-last-byte", quick=True)
+def cancel_after_last_byte(folder: Path) -> None:
+    """The peer has it all and says nothing: a cancel cannot take it back, so the machine is nobody's until `cont`."""
+    with Migrationd(folder, "host", machine=WHAT) as host:
+        host.capabilities("return-path")
+
+        def then() -> None:
+            assert host.status() == "device", host.query_migrate()
+            _cancel_twice(host)
+        _with_peer(folder, host, _read_until_quiet, then)
+        answer = host.query_migrate()
+        assert answer["status"] == "failed" and "outcome unknown" in answer["error-desc"], answer
+        assert host.owner() == "unknown" and host.run_state() == "paused"
+        for uri in (f"file:{folder}/no", "tcp:127.0.0.1:1"):
+            try:
+                host.migrate(uri)
+            except QmpError as error:
+                assert "unknown" in error.desc, error.desc
+            else:
+                raise AssertionError("it was handed on although the peer may run it")
+        assert not os.path.exists(f"{folder}/no")
+        host.qmp.execute("cont")
+        host.verify_machine()
+        host.capabilities(return_path=False)
+        _proves_itself(host, folder)
+
+
+@cases.case("trouble/last-byte/in-a-description-larger-than-any-buffer", quick=True)
+def eof_then_gone(folder: Path) -> None:
+    """The end mark was taken, the description behind it was not: the peer may run the machine, so nobody else does."""
+    long_name = "n" * 250
+    fields = [{"name": long_name, "type": "uint8", "size": 0} for _ in range(30000)]
+    described = streams.description_of([{**streams.PROBE_JSON, "fields": streams.PROBE_JSON["fields"] + fields},
+                                        streams.GLOBAL_JSON])
+    devices = streams.device(7, "probe", 1, b"\1\2\3\4") + streams.device(9, "globalstate", 1,
+                                                                          streams.global_state("running"))
+    data = replace(Stream(), devices=devices, description=described).bytes()
+    assert len(described) > 8 << 20
+    with Migrationd(folder, "host") as host:
+        host.incoming(f"unix:{folder}/in")
+        with socket.socket(socket.AF_UNIX) as source:
+            source.connect(f"{folder}/in")
+            source.sendall(data)
+        host.wait_status("completed")
+        assert host.run_state() == "running"
+        host.capabilities("return-path")
+
+        def behave(connection: socket.socket) -> None:
+            seen = b""
+            mark = devices[-5:] + b"\0\6"
+            while mark not in seen:
+                seen = seen[-200:] + connection.recv(1 << 16)
+        _with_peer(folder, host, behave, lambda: None)
+        wait_until(lambda: host.status() == "failed", WITHIN, "the failure")
+        assert host.owner() == "unknown" and host.run_state() != "running", (host.machine(), host.run_state())
+        assert "outcome unknown" in host.query_migrate()["error-desc"], host.query_migrate()
+
+
+@cases.case("trouble/pre-switchover/a-destination-that-goes-is-noticed", quick=True)
+def gone_in_pre_switchover(folder: Path) -> None:
+    """Nothing is written while the word is awaited; the end of the return path tells, and the guest runs again."""
+    with Migrationd(folder, "host", machine=WHAT) as host:
+        host.capabilities("return-path", "pause-before-switchover")
+
+        def behave(connection: socket.socket) -> None:
+            while True:     # reads until the word is awaited
+                with contextlib.suppress(TimeoutError):
+                    connection.settimeout(0.05)
+                    connection.recv(1 << 20)
+                    continue
+                if host.status() == "pre-switchover":
+                    return
+        _with_peer(folder, host, behave, lambda: None)
+        wait_until(lambda: host.status() == "failed", WITHIN, "the loss to be noticed")
+        host.qmp.wait_event("RESUME", timeout=2)
+        host.capabilities(pause_before_switchover=False)
+        _proves_itself(host, folder)
+
+
+@cases.case("trouble/pre-switchover/stop-is-kept-through-a-cancel", quick=True)
+def stop_in_pre_switchover(folder: Path) -> None:
+    """The user stopped the guest while it stood still for the switchover: a cancel does not make it run."""
+    with Migrationd(folder, "host", machine=WHAT) as host:
+        host.capabilities("return-path", "pause-before-switchover")
+
+        def behave(connection: socket.socket) -> None:
+            drain = threading.Thread(target=lambda: _read_until_quiet(connection))
+            drain.start()
+            host.wait_status("pre-switchover")
+            drain.join()
+
+        def then() -> None:
+            host.qmp.execute("stop")
+            _cancel_twice(host)
+        _with_peer(folder, host, behave, then)
+        assert host.status() == "cancelled" and host.run_state() == "paused" and host.owner() == "here"
+        host.qmp.execute("cont")
+        host.capabilities(pause_before_switchover=False)
+        _proves_itself(host, folder)
+
+
+@cases.case("trouble/a-peer-that-refuses-and-reads-no-more", quick=True)
+def refuses_and_stalls(folder: Path) -> None:
+    """It says that it failed, keeps the connection and reads nothing: the source ends by itself."""
+    with Migrationd(folder, "host", machine=machine(0, ram="64M", working_set="64M")) as host:
+        host.capabilities("return-path")
+        time.sleep(0.2)
+
+        def behave(connection: socket.socket) -> None:
+            connection.recv(1 << 16)
+            time.sleep(0.3)     # the socket is full by then
+            connection.sendall(struct.pack(">HHI", 1, 4, 1))
+        _with_peer(folder, host, behave,
+                   lambda: wait_until(lambda: host.status() == "failed", WITHIN, "the refusal to be heard"))
+        assert host.query_migrate()["error-desc"] == "Sibling indicated error 1", host.query_migrate()
+        assert host.run_state() == "running" and host.owner() == "here"
+
+
+# What is left over ------------------------------------------------------------------------------------------------------
+
+def _pages(count: int) -> Stream:
+    records = [streams.full_page(n * PAGE, os.urandom(PAGE), "pc.ram" if n == 0 else None) for n in range(count)]
+    return replace(Stream(), start=streams.ram_start([("pc.ram", 1 << 30), ("pc.bios", PAGE)]),
+                   parts=streams.ram_part(b"".join(records)))
+
+
+def _incoming_again(folder: Path, what: str | None) -> None:
+    """Attempts that fail, are cancelled or are yanked in each phase leave no descriptor, memory or socket path."""
+    data = _pages(2048).bytes()[:-3000]
+    dice = random.Random(5)
+    with Migrationd(folder, "host", machine=what, incoming=["defer"] if what else None) as host:
+        host.run_state()
+        before, memory = procfs.open_names(host.pid), procfs.memfd_bytes(host.pid)
+        for number in range(30):
+            path = folder / f"in{number}"
+            host.incoming(f"unix:{path}")
+            word = ("close", "migrate_cancel", "yank", "reset")[number % 4]
+            sent = dice.choice((0, 3, 8, 60, len(data) // 2, len(data)))
+            with socket.socket(socket.AF_UNIX) as source:
+                source.settimeout(5)
+                source.connect(str(path))
+                with contextlib.suppress(OSError):
+                    source.sendall(data[:sent])
+                if word == "migrate_cancel":
+                    _cancel_twice(host)
+                elif word == "yank":
+                    with contextlib.suppress(QmpError):
+                        host.qmp.execute("yank", {"instances": [{"type": "migration"}]})
+            if word in ("close", "reset") and sent < 8:
+                assert host.status() == "setup", host.query_migrate()   # a probe: it waits on
+                host.qmp.execute("migrate_cancel")
+            _ended(host)
+            assert not path.exists(), "the socket's path stays"
+        assert len(procfs.open_names(host.pid)) == len(before), (before, procfs.open_names(host.pid))
+        if not what:
+            assert procfs.memfd_bytes(host.pid) == memory == 0, procfs.memfd_bytes(host.pid)
+        assert host.run_state() == "inmigrate" and host.owner() == "none"
+
+
+cases.add("trouble/left-over/by-incoming-attempts/parked", lambda folder: _incoming_again(folder, None), quick=True)
+cases.add("trouble/left-over/by-incoming-attempts/synthetic", lambda folder: _incoming_again(folder, WHAT))
+
+
+@cases.case("trouble/left-over/by-commands", quick=True, timeout=90)
+def commands(folder: Path) -> None:
+    """exec: children that fail, hang, ignore SIGTERM, flood or fork are ended and waited for, out and in."""
+    with Migrationd(folder, "host", machine=WHAT) as host, Migrationd(folder, "target") as target:
+        for side in (host, target):
+            side.run_state()
+        before = [len(procfs.open_names(side.pid)) for side in (host, target)]
+        for command, cancelled in (("exit 3", False), ("exec sleep 1000", True), ("trap '' TERM; sleep 1000", True),
+                                   ("sleep 1000 & sleep 1000", True), ("exec yes", True),
+                                   ("exec head -c 100000 > /dev/null", False), ("kill -9 $$", False),
+                                   ("exec /nonexistent", False)):
+            for side, start in ((host, host.migrate), (target, target.incoming)):
+                if side is target and command.startswith(("exec yes", "exec head")):
+                    continue
+                start(f"exec:{command}")
+                time.sleep(0.2)
+                if cancelled:
+                    side.qmp.execute("migrate_cancel")
+                assert _ended(side, 5) in ("failed", "cancelled"), (command, side.query_migrate())
+                wait_until(lambda: not procfs.children(side.pid), 2, f"{command}: no child left")
+        with contextlib.suppress(QmpError):
+            host.qmp.execute("migrate", {"channels": [{"channel-type": "main", "addr": {
+                "transport": "exec", "args": ["/nonexistent/program"]}}]})
+        assert _ended(host) == "failed"
+        host.migrate("exec:cat > /dev/null")
+        assert _ended(host) == "completed"
+        assert not procfs.children(host.pid)
+        after = [len(procfs.open_names(side.pid)) for side in (host, target)]
+        assert after == before, [procfs.open_names(side.pid) for side in (host, target)]
+
+
+@cases.case("trouble/left-over/by-named-descriptors", quick=True)
+def named_descriptors(folder: Path) -> None:
+    """What getfd passed is closed when its migration fails, also one that could not begin."""
+    def hand(host: Migrationd, fd: int) -> None:
+        host.qmp.execute("getfd", {"fdname": "it"}, fds=[fd])
+        os.close(fd)
+
+    def closed_pair() -> int:
+        ours, theirs = socket.socketpair()
+        ours.close()
+        return theirs.detach()
+
+    def listening() -> int:
+        one = socket.socket()
+        one.listen()
+        return one.detach()
+
+    def closed_pipe() -> int:
+        reader, writer = os.pipe()
+        os.close(reader)
+        return writer
+
+    with Migrationd(folder, "host", machine=WHAT) as host, Migrationd(folder, "target") as target:
+        for side in (host, target):
+            side.run_state()
+        before = [len(procfs.open_names(side.pid)) for side in (host, target)]
+        for make in (closed_pair, listening, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).detach(),
+                     lambda: os.open(folder, os.O_RDONLY), lambda: os.eventfd(0),
+                     lambda: os.open("/dev/full", os.O_RDWR), lambda: os.open("/dev/null", os.O_RDONLY), closed_pipe,
+                     lambda: os.open(folder, os.O_PATH)):
+            for side, start in ((host, host.migrate), (target, target.incoming)):
+                hand(side, make())
+                with contextlib.suppress(QmpError):
+                    start("fd:it")
+                assert _ended(side) in ("failed", "none"), side.query_migrate()
+                side.run_state()
+        after = [len(procfs.open_names(side.pid)) for side in (host, target)]
+        assert after == before, [procfs.open_names(side.pid) for side in (host, target)]
+        _proves_itself(host, folder)
+
+
+@cases.case("trouble/incoming-from-files-that-are-none", quick=True)
+def odd_files(folder: Path) -> None:
+    """Cut, empty, too short for the offset, a folder, a FIFO, devices: refused at once, and the next attempt works."""
+    data = Stream().bytes()
+    (folder / "good").write_bytes(data)
+    (folder / "cut").write_bytes(data[:-400 - len(Stream().description)])
+    (folder / "empty").write_bytes(b"")
+    (folder / "text").write_text("not a machine\n" * 100)
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "fifo")
+    (folder / "loop").symlink_to(folder / "loop")
+    with Migrationd(folder, "host") as host:
+        host.run_state()
+        before = procfs.open_descriptors(host.pid)
+        for name in ("cut", "empty", "text", "folder", "fifo", "loop", "missing", "good,offset=1",
+                     f"good,offset={1 << 40}", f"good,offset={(1 << 63) - 1}"):
+            started = time.monotonic()
+            try:
+                host.incoming(f"file:{folder / name}")
+                assert _ended(host) == "failed", f"{name}: {host.query_migrate()}"
+                assert host.query_migrate()["error-desc"], name
+            except QmpError as error:
+                assert error.desc, name
+            assert time.monotonic() - started < WITHIN, name
+            assert host.run_state() == "inmigrate" and host.owner() == "none", name
+        for path in ("/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "/"):
+            with contextlib.suppress(QmpError):
+                host.incoming(f"file:{path}")
+            assert _ended(host) in ("failed", "none"), path
+        assert procfs.open_descriptors(host.pid) == before, procfs.open_names(host.pid)
+        host.incoming(f"file:{folder / 'good'}")
+        host.wait_status("completed")
+        assert host.owner() == "here"
+
+
+# The machine underneath ------------------------------------------------------------------------------------------------
+
+@cases.case("trouble/port-scan-that-takes-all-descriptors", quick=True)
+def scan_takes_descriptors(folder: Path) -> None:
+    """More connections than it may have descriptors, none of which says a word: it waits on without spinning."""
+    with Migrationd(folder, "host", limits={resource.RLIMIT_NOFILE: 22}) as host:
+        host.incoming("tcp:127.0.0.1:0")
+        port = host.listening_port()
+        probes = [socket.socket() for _ in range(60)]
+        for probe in probes:
+            probe.setblocking(False)
+            probe.connect_ex(("127.0.0.1", port))
+        used = procfs.cpu_seconds(host.pid)
+        time.sleep(1)
+        assert procfs.cpu_seconds(host.pid) - used < 0.4, "it spins"
+        assert host.status() == "setup", host.query_migrate()
+        for probe in probes:
+            probe.close()
+        with socket.create_connection(("127.0.0.1", port), 20) as source:
+            source.sendall(Stream().bytes())
+            source.shutdown(socket.SHUT_WR)
+            host.wait_status("completed", timeout=10)
+
+
+@cases.case("trouble/disk-full-in-the-last-pass", quick=True)
+def disk_full_at_the_end(folder: Path) -> None:
+    """The disk is full when the stopped guest's last pass comes: it runs on here, though it stood still already."""
+    what = machine(400, ram="32M", working_set="32M")
+    with small_disk(folder, "96m") as mount, Migrationd(folder, "host", machine=what) as host:
+        host.capabilities("pause-before-switchover")
+        host.parameters(downtime_limit=20000)
+        time.sleep(0.3)
+        host.migrate(f"file:{mount}/saved")
+        host.wait_status("pre-switchover")
+        with contextlib.suppress(OSError), open(mount / "ballast", "wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(1 << 16))
+        host.qmp.execute("migrate-continue", {"state": "pre-switchover"})
+        assert _ended(host, 20) == "failed", host.query_migrate()
+        assert "No space left on device" in host.query_migrate()["error-desc"], host.query_migrate()
+        assert host.run_state() == "running" and host.owner() == "here"
+        assert host.qmp.event_names().index("RESUME") > host.qmp.event_names().index("STOP"), host.qmp.event_names()
+        (mount / "ballast").unlink()
+        host.capabilities(pause_before_switchover=False)
+        host.migrate(f"file:{mount}/saved")
+        host.wait_status("completed")
+
+
+def _quit(folder: Path, when: str) -> None:
+    """`quit` is answered, announced and obeyed at once, and the other side keeps the machine or is told."""
+    with Migrationd(folder, "source", machine=WHAT) as source, \
+         Migrationd(folder, "target", machine=WHAT, incoming=["defer"]) as target:
+        source.parameters(max_bandwidth=4 * MB)
+        for host in (source, target):
+            host.capabilities("return-path")
+        target.incoming("tcp:127.0.0.1:0")
+        if when != "listening":
+            source.migrate(f"tcp:127.0.0.1:{target.listening_port()}")
+            target.wait_status("active")
+        victim = source if when == "sending" else target
+        assert victim.qmp.execute("quit") == {}
+        event = victim.qmp.wait_event("SHUTDOWN", timeout=5)
+        assert event["data"]["reason"] == "host-qmp-quit", event
+        assert victim.wait_exit(3) == 0, victim.output()[-300:]
+        if when == "sending":
+            target.wait(lambda: target.status() == "failed", WITHIN, "the destination to notice")
+            assert target.owner() == "none" and target.run_state() == "inmigrate"
+        elif when == "receiving":
+            source.wait(lambda: source.status() == "failed", WITHIN, "the source to notice")
+            _proves_itself(source, folder)
+
+
+for _when in ("sending", "receiving", "listening"):
+    cases.add(f"trouble/quit-while-{_when}", lambda folder, when=_when: _quit(folder, when), quick=_when == "sending")
+
+
+# Anything at any time --------------------------------------------------------------------------------------------------
+
+def _words(dice: random.Random, folder: Path, number: int) -> tuple[str, dict | None]:
+    """A command that a confused client might send now."""
+    target = dice.choice((f"file:{folder}/monkey{number % 3}", "exec:cat > /dev/null", "exec:sleep 0.05", "exec:exit 1",
+                          f"unix:{folder}/nobody", f"unix:{folder}/monkeys", "tcp:127.0.0.1:1", "fd:nobody"))
+    return dice.choice((
+        ("migrate", {"uri": target}), ("migrate", {"uri": target}), ("migrate_cancel", None), ("migrate_cancel", None),
+        ("cont", None), ("stop", None), ("query-migrate", None), ("query-status", None),
+        ("migrate-continue", {"state": "pre-switchover"}), ("migrate-continue", {"state": "device"}),
+        ("migrate-incoming", {"uri": f"unix:{folder}/in{number}"}), ("migrate-pause", None),
+        ("migrate-start-postcopy", None), ("migrate-recover", {"uri": "tcp:127.0.0.1:1"}),
+        ("yank", {"instances": [{"type": "migration"}]}), ("query-yank", None),
+        ("__org.migrationd_query-machine", None), ("__org.migrationd_verify-machine", None),
+        ("calc-dirty-rate", {"calc-time": 1}), ("query-dirty-rate", None),
+        ("migrate-set-capabilities", {"capabilities": [{"capability": dice.choice(
+            ("return-path", "pause-before-switchover", "auto-converge", "events")), "state": dice.random() < 0.5}]}),
+        ("migrate-set-parameters", {"max-bandwidth": dice.choice((1 << 40, 50 * MB)),
+                                    "downtime-limit": dice.choice((1, 300, 5000))})))
+
+
+def _monkey(folder: Path, host: Migrationd, seed: int, until: float, failures: list[str]) -> None:
+    dice = random.Random(seed)
+    number = 0
+    client = Qmp(host.qmp_path)
+    with contextlib.closing(client):
+        while time.monotonic() < until and not failures:
+            number += 1
+            command, arguments = _words(dice, folder, number)
+            try:
+                client.execute(command, arguments, timeout=5)
+            except QmpError:
+                pass    # refused, which is an answer
+            except (QmpGone, QmpTimeout) as error:
+                failures.append(f"seed {seed}, command {number} {command} {arguments}: {error}")
+            time.sleep(dice.choice((0, 0, 0.005, 0.05)))
+
+
+def _monkeys(folder: Path, seed: int, seconds: float) -> None:
+    """Three clients send anything at any time. The daemon answers each, and the guest is whole afterwards."""
+    failures: list[str] = []
+    with Migrationd(folder, "host", machine=WHAT) as host, socket.socket(socket.AF_UNIX) as sink:
+        host.run_state()
+        before = procfs.open_descriptors(host.pid)
+        sink.bind(f"{folder}/monkeys")
+        sink.listen()
+        sink.settimeout(0.1)
+        until = time.monotonic() + seconds
+        clients = [threading.Thread(target=_monkey, args=(folder, host, seed * 10 + n, until, failures))
+                   for n in range(3)]
+        for client in clients:
+            client.start()
+        dice = random.Random(seed)
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                connection, _ = sink.accept()
+                with connection:
+                    connection.settimeout(dice.choice((0.01, 0.2)))
+                    while connection.recv(1 << 20):
+                        pass
+        for client in clients:
+            client.join()
+        assert not failures, failures
+        assert host.alive(), host.output()[-500:]
+        host.qmp.execute("migrate_cancel")
+        host.wait(lambda: host.status() in ENDS, 5, "the last migration to end")
+        host.wait(lambda: procfs.open_descriptors(host.pid) == before, 5, "all descriptors to be given back")
+        assert not procfs.children(host.pid)
+        host.wait(lambda: _said_cont(host), 5, "the guest to run")
+        host.capabilities(return_path=False, pause_before_switchover=False, auto_converge=False)
+        host.parameters(downtime_limit=300)
+        _proves_itself(host, folder)
+
+
+def _said_cont(host: Migrationd) -> bool:
+    with contextlib.suppress(QmpError):
+        host.qmp.execute("cont")
+    return host.run_state() == "running"
+
+
+for _seed in range(6):
+    cases.add(f"trouble/three-confused-clients/{_seed}", lambda folder, seed=_seed: _monkeys(folder, seed, 8),
+              timeout=60, quick=_seed == 0)
