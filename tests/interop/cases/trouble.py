@@ -456,7 +456,7 @@ def disk_full_at_the_end(folder: Path) -> None:
         assert host.qmp.event_names().index("RESUME") > host.qmp.event_names().index("STOP"), host.qmp.event_names()
         (mount / "ballast").unlink()
         host.capabilities(pause_before_switchover=False)
-        host.migrate(f"file:{mount}/saved")
+        host.migrate(f"file:{folder}/saved")
         host.wait_status("completed")
 
 
