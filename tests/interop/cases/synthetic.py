@@ -8,6 +8,7 @@ for, and it must end. At the destination every page is proved.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..lib import cases
 from ..lib.daemon import Migrationd
 from ..lib.netns import LimitedLink
 from ..lib.onecopy import check_one_copy
+from ..lib.programs import Skip
 from ..lib.qmp import QmpError
 
 MB = 1_000_000
@@ -187,7 +189,30 @@ for _at in ("at-once", "active", "later", "pre-switchover"):
     cases.add(f"live/cancel/{_at}", lambda folder, at=_at: _cancel(folder, at), quick=_at == "later")
 
 
+@contextlib.contextmanager
+def reserved_huge_pages(count: int):
+    """So many free 2 MiB pages; those added are given back afterwards."""
+    reserved = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    free = reserved.with_name("free_hugepages")
+    added = 0
+    try:
+        missing = count - int(free.read_text())
+        if missing > 0:
+            before = int(reserved.read_text())
+            reserved.write_text(str(before + missing))
+            added = int(reserved.read_text()) - before
+        if int(free.read_text()) < count:
+            raise Skip(f"{count} huge pages of 2 MiB cannot be had here")
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        raise Skip(f"huge pages cannot be reserved here: {error}") from error
+    finally:
+        if added > 0:
+            reserved.write_text(str(int(reserved.read_text()) - added))
+
+
 @cases.case("live/huge-pages")
 def huge_pages(folder: Path) -> None:
     what = machine(50, ram="64M", working_set="32M") + ",page-size=2M"
-    _live(folder, what, "tcp:127.0.0.1", (None, None), None)
+    with reserved_huge_pages(2 * 34):
+        _live(folder, what, "tcp:127.0.0.1", (None, None), None)
