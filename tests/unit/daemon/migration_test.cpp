@@ -202,6 +202,20 @@ TEST_CASE("RunControl.an_aborted_switchover_leaves_the_machine_as_it_was") {
   CHECK_FALSE(machine.running);
 }
 
+TEST_CASE("RunControl.a_stop_during_the_switchover_is_kept_when_it_is_given_up") {
+  FakeMachine machine;
+  RunControl control(true);
+  control.adopt(machine);
+  CHECK(*control.cont());
+  CHECK(*control.begin_switchover());
+  CHECK_FALSE(*control.stop());  // it stood still before: no second STOP
+  CHECK(control.outgoing_state_name() == "paused");
+  CHECK_FALSE(*control.abort_switchover());
+  CHECK(control.state() == RunState::paused);
+  CHECK_FALSE(machine.running);
+  CHECK(*control.cont());
+}
+
 TEST_CASE("RunControl.a_machine_that_moved_does_not_move_again_without_a_word") {
   FakeMachine machine(MachineKind::parked);
   RunControl control(true);

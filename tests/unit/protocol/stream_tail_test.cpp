@@ -276,6 +276,19 @@ TEST_CASE("DeviceTail.refuses_a_description_of_another_machine") {
   CHECK(contains(tail.closed().error().text(), "does not fit"));
 }
 
+TEST_CASE("DeviceTail.refuses_a_section_with_the_id_of_another") {
+  const std::uint32_t ram_id = 1;
+  for (const std::uint32_t taken : {ram_id, 4u}) {
+    auto sections = two_sections();
+    sections[0].section_id = taken;
+    DeviceTail tail(ram_id);
+    REQUIRE(tail.feed(encoded(sections, describe(sections))).has_value());
+    const auto end = tail.quiet();
+    REQUIRE_FALSE(end.has_value());
+    CHECK(contains(end.error().text(), fmt::format("the id {} of another section", taken)));
+  }
+}
+
 TEST_CASE("DeviceTail.refuses_bytes_behind_the_end") {
   const auto sections = two_sections();
   const Bytes whole = encoded(sections, describe(sections));
