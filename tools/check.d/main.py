@@ -27,7 +27,7 @@ def main() -> int:
     total = build(at)
     if not total.failed:
         if options.full:
-            total += full.run(at)
+            total += full.run(at, options.only)
         else:
             for suite in chosen(options):
                 total += run(at, suite)
@@ -37,8 +37,8 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/check", description="Installs, builds, and runs the tests.")
     parser.add_argument("--list", action="store_true", help="list the suites and the acceptance lines")
-    parser.add_argument("--only", action="append", metavar="SUITE", choices=[suite.name for suite in SUITES],
-                        help="run this suite; may be given several times")
+    parser.add_argument("--only", action="append", metavar="SUITE", choices=[suite.name for suite in SUITES] + [line.name for line in full.LINES],
+                        help="run this suite, with --full this acceptance line; may be given several times")
     parser.add_argument("--fuzz", action="store_true", help="every fuzz target, 1,000,000 executions each")
     parser.add_argument("--full", action="store_true", help="all acceptance lines at full counts, resumable")
     return parser.parse_args()
