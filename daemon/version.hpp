@@ -6,7 +6,7 @@
 
 namespace migrationd {
 
-inline constexpr std::string_view version = MIGRATIOND_VERSION;
+extern const std::string_view version;
 // The QEMU whose control protocol was measured and is spoken: what query-version reports as `qemu`.
 inline constexpr int qemu_major = 10;
 inline constexpr int qemu_minor = 0;
