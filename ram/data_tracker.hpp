@@ -13,7 +13,7 @@
 //   find_holes  pages that were data and are holes now are dirty (their bytes are zeros now). Finding them means
 //               visiting every page (14 ms/GiB), so it is done only when the file holds fewer pages than when last
 //               looked. A guest that gives back pages and takes as many others between two looks is not seen
-//               through; guests tell when they give memory back (architecture, decision 2).
+//               through; guests tell when they give memory back.
 //
 // Thread: the dirty log's owner.
 #pragma once

@@ -6,7 +6,8 @@
 // the clear is reported by the next sync. A page that became a hole meanwhile counts as dirty, and so does new
 // data where a hole was. Holes that stayed holes are never reported.
 //
-// Thread: start, sync and stop from the mover only. The guest runs meanwhile.
+// Thread: one at a time, the one that works on the machine: the mover, or the worker that measures a dirty rate while
+// no migration runs. The guest runs meanwhile.
 #pragma once
 
 #include "base/bitmap.hpp"

@@ -10,7 +10,7 @@
 // then on would go unseen. The lock is held for one fault, or for 64 pages of a sync.
 //
 // stop() lifts the protection of everything first, which wakes all waiters, and only then ends the thread and
-// unregisters: UFFDIO_UNREGISTER does not wake waiters of write-protect mode (architecture section 12).
+// unregisters: UFFDIO_UNREGISTER does not wake waiters of write-protect mode (docs/architecture.md section 13).
 #pragma once
 
 #include "base/stop.hpp"

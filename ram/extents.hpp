@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Extents: where a block holds data and where holes, asked from the file, never by reading memory (a read of a
-// hole through a mapping allocates it; docs/architecture.md section 12).
+// hole through a mapping allocates it; docs/architecture.md section 13).
 //
 // Small pages: SEEK_DATA and SEEK_HOLE. lseek(2) moves the file offset of the open file description, and a memfd's
 // description is shared with everybody who was given the descriptor (an attached guest reads and writes through

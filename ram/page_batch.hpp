@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // PageBatch: what to send next. Pages of one block, as runs in ascending order; their dirty bits are cleared already,
-// so a write from now on makes them dirty again (architecture 6.1).
+// so a write from now on makes them dirty again (docs/architecture.md section 7).
 #pragma once
 
 #include <cstddef>

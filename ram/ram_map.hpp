@@ -4,7 +4,7 @@
 //
 // Every block is a memfd. The *engine view* is migrationd's own mapping: it reads and writes pages and never
 // traps. The *guest view*, where there is one, is the mapping the guest runs in; dirty tracking concerns that
-// one only (product.md, "Two views of guest memory"; docs/architecture.md section 12).
+// one only (docs/architecture.md section 12, decision 2).
 //
 // A number from the wire becomes an address in exactly one place: RamMap::prove() returns a GuestSpan or an
 // error. Nothing else in the tree takes wire offsets.

@@ -12,7 +12,7 @@ namespace migrationd::ram {
 namespace {
 
 // A block of an earlier attempt, or of the guest that ran here, is given back: then "never stored" means "zero".
-// hugetlb pages once given back can be taken by others (architecture section 12), so those are cleared instead.
+// hugetlb pages once given back can be taken by other programs of the host, so those are cleared instead.
 Result<void> empty_block(RamBlock& block) {
   MD_TRY(const std::uint64_t allocated, block.allocated_bytes());
   if (allocated == 0) return {};

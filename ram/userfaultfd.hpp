@@ -62,7 +62,7 @@ struct AddressRange {
 };
 
 // An open userfaultfd after its handshake. One purpose each: an area has one userfaultfd, and features are fixed at
-// the handshake (docs/architecture.md section 12). Thread: any; the kernel serialises.
+// the handshake (docs/architecture.md section 13). Thread: any; the kernel serialises.
 class Userfaultfd {
  public:
   // `user_mode_only_suffices`: accept a descriptor that does not catch faults of the kernel.

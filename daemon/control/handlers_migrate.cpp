@@ -26,7 +26,7 @@ QmpResult<Empty> MigrateHandlers::handle(cmd::Migrate, const qmp::MigrateArgs& a
 QmpResult<Empty> MigrateHandlers::handle(cmd::MigrateIncoming, const qmp::MigrateIncomingArgs& args, Request& request) {
   auto address = channel_address(args.uri, args.channels, Direction::incoming);
   if (!address) return address.error();
-  // Only an explicit true ends the process on failure (docs/architecture.md, decision 9).
+  // Only an explicit true ends the process on failure (docs/architecture.md, section 12, decision 7).
   return reply(state_.service.migrate_incoming(*address, args.exit_on_error.value_or(false), request.fds));
 }
 

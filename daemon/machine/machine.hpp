@@ -2,11 +2,12 @@
 //
 // Machine: what is migrated. Memory, dirty log, devices, run control.
 //
-// The migration code knows no more of a machine than this. Three kinds exist (docs/architecture.md): parked
-// (opaque devices, never runs), synthetic (runs built-in threads), attached (another process; a later release).
+// The migration code knows no more of a machine than this. Two kinds exist: parked (opaque devices, never
+// runs) and synthetic (runs built-in threads); a third, attached (another process), is planned.
 //
-// Thread: members are called by the thread that holds the lease (the mover during a migration, control else).
-// is_running() may be called by any thread.
+// Thread: members are called by the one thread that works on the machine: the mover during a migration, a worker
+// during verify-machine and calc-dirty-rate, control else. resume() and pause() are called under RunControl's mutex.
+// is_running() and the constant members may be called by any thread.
 #pragma once
 
 #include "base/bytes.hpp"

@@ -7,7 +7,7 @@
 // message and ends; control joins it, draws the consequences and drops the Run. Messages of the mover arrive in the
 // order it posted them, so that the last one really is.
 //
-// Thread: control, except for the functions handed to `post`, which only this class calls from movers.
+// Thread: control. `post` alone is called from other threads too: by the mover, and by the Worker.
 #pragma once
 
 #include "daemon/machine/machine.hpp"

@@ -27,7 +27,7 @@ struct SourcePlan {
   bool auto_converge = false;
   // Leave memory nobody ever touched out of the stream (__org.migrationd_skip-holes, on at both ends).
   bool skip_holes = false;
-  // Put the machine's UUID into the configuration section.
+  // Put the UUID of --uuid into the configuration section; one that a parked machine brought goes on in any case.
   bool validate_uuid = false;
 };
 

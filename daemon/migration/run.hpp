@@ -36,7 +36,7 @@ class DaemonService::PostingEvents final : public MoverEvents {
 struct DaemonService::Run {
   explicit Run(DaemonService& service) noexcept : events(service) {}
   ~Run() {
-    // Only shut_down() and finish_run() end a Run, both after a join; this is for a Run that never started.
+    // finish_run() ends a Run, after a join; this is for what else may drop one while its thread runs.
     if (thread.joinable()) {
       stop->request();
       thread.join();

@@ -55,7 +55,8 @@ class MigrationService {
   // --- migrations -----------------------------------------------------------------------------------------
   // Transport checks (file-and-channels.md section 6) are made inside both, before any state change.
   virtual Result<void> migrate(const transports::Address& address, bool resume, transports::FdSource& fds) = 0;
-  // exit_on_error: only when the client said true; absent means false here (docs/architecture.md, decision 9).
+  // exit_on_error: only when the client said true; absent means false here (docs/architecture.md, section 12,
+  // decision 7).
   virtual Result<void> migrate_incoming(const transports::Address& address, bool exit_on_error,
                                         transports::FdSource& fds) = 0;
   virtual Result<void> cancel() = 0;

@@ -9,8 +9,8 @@
 //   stopped, EOF not tried     ours, runs again if it ran
 //   EOF tried, return path     answered 0: the peer's. Answered failure: ours, runs again. No answer: unknown, stays
 //                              stopped until `cont`
-//   EOF written, no answer     the peer's; nothing more can be known
-//     possible
+//   EOF written, no return     the peer's; nothing more can be known. (The write failed: unknown, as above)
+//     path
 //   into a file                ours in any case
 //
 // The byte that counts is EOF: a QEMU destination starts the guest when the connection ends after it, description or

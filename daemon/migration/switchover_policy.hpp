@@ -2,8 +2,9 @@
 //
 // When to stop iterating, and how hard to brake the guest: pure arithmetic over measurements.
 //
-// The mover feeds one measurement per dirty-bitmap synchronisation and one sample of sent bytes per window; the
-// policy answers. Nothing here knows a clock, a channel or a machine, so every rule is tested as a table.
+// The mover feeds one measurement per dirty-bitmap synchronisation, the bytes sent after each PART, and about once a
+// second what auto-converge judges; the policy answers. Nothing here knows a clock, a channel or a machine, so every
+// rule is tested as a table.
 //
 // Rules (qmp.md 10.2, 11):
 //   * bandwidth is that of the last window of at least 100 ms, unless avail-switchover-bandwidth names one; before
@@ -13,9 +14,9 @@
 //     ready: the caller's business), but not as soon as that is so: a guest that writes slower than the link sends is
 //     worth another pass, which shortens its downtime further. So it goes on until a pass no longer makes the rest
 //     much smaller, or the rest takes a millisecond;
-//   * auto-converge: when in two synchronisations running the guest dirtied more than throttle-trigger-threshold
-//     percent of what was sent in the same time, throttle by cpu-throttle-initial, then more by
-//     cpu-throttle-increment each time, up to max-cpu-throttle.
+//   * auto-converge: when in two judgements running (PrecopySender makes one a second at most) the guest dirtied more
+//     than throttle-trigger-threshold percent of what was sent in the same time, throttle by cpu-throttle-initial, then
+//     more by cpu-throttle-increment each time, up to max-cpu-throttle.
 //
 // Thread: the mover's. Units: bytes, nanoseconds, percent.
 #pragma once
@@ -89,7 +90,7 @@ struct ThrottleSettings {
 
 class AutoConverge {
  public:
-  // At a synchronisation: bytes dirtied and bytes sent since the one before. Returns the throttle to set when it
+  // At a judgement: bytes dirtied and bytes sent since the one before. Returns the throttle to set when it
   // changes, in percent.
   std::optional<unsigned> on_sync(std::uint64_t dirtied, std::uint64_t sent, const ThrottleSettings& settings) noexcept;
   unsigned percent() const noexcept { return percent_; }
