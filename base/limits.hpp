@@ -44,7 +44,7 @@ inline constexpr std::size_t return_path_payload = 512;
 // A peer that connects to the incoming port must have sent its 8-byte header by then, or it was a probe.
 inline constexpr auto header_wait = 10s;
 // A peer that stops sending in the middle of a stream. Generous: a paused source (pre-switchover) sends nothing.
-inline constexpr auto quiet_stream = 0s;  // 0: no bound; the control socket's cancel ends the wait
+inline constexpr auto quiet_stream = 0s;  // 0: no bound, and nothing asks it; the control socket's cancel ends the wait
 // Without a description the end is certain only when nothing more comes (stream.md 11.2).
 inline constexpr auto end_quiet_time = 2s;
 

@@ -45,7 +45,8 @@ class MigrationService {
   // --- settings: checked by protocol/qmp/parameters before they come here ---------------------------------
   virtual const qmp::Capabilities& capabilities() const = 0;
   virtual const qmp::MigrationParameters& parameters() const = 0;
-  // Refuses while a migration runs: "There's a migration process in progress".
+  // Refuses while an outgoing migration runs: "There's a migration process in progress". An incoming one has its plan
+  // already and is not changed.
   virtual Result<void> replace_capabilities(const qmp::Capabilities& capabilities) = 0;
   // At any time; bandwidths, downtime-limit and the throttle's take effect at once.
   virtual void replace_parameters(const qmp::MigrationParameters& parameters) = 0;
