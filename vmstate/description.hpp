@@ -39,7 +39,7 @@ struct Description {
   std::string_view name;
   std::uint32_t version = 0;          // written; the newest that can be read
   std::uint32_t minimum_version = 0;  // the oldest that can be read
-  const char* owner = nullptr;        // type_tag of the state struct
+  std::uint64_t owner = 0;            // type_id of the state struct
   std::span<const Field> rows{};
   std::span<const Description* const> parts{};  // subsections, in the order they are written
   Priority priority = Priority::normal;
@@ -157,7 +157,7 @@ constexpr DescriptionOf<T> describe(std::string_view name, std::uint32_t version
   DescriptionOf<T> out{};
   out.name = name;
   out.version = version;
-  out.owner = &type_tag<T>;
+  out.owner = type_id<T>;
   return out;
 }
 
@@ -201,7 +201,7 @@ constexpr TableFault field_fault(const Description& table, std::size_t at) {
     if (other == at) continue;
     const Field& second = table.rows[other];
     if (second.name == row.name && !(row.shared_name && second.shared_name)) return TableFault::field_name_twice;
-    if (row.is_counted && second.address == row.count_member && other > at) {
+    if (row.is_counted && second.member == row.count_member && other > at) {
       return TableFault::count_after_its_array;
     }
   }

@@ -37,14 +37,37 @@ struct Description;
 template <class T>
 struct DescriptionOf;
 
-// An address that stands for the type T: what check() compares to find a row in the wrong table.
+namespace detail {
+
+constexpr std::uint64_t hash(std::string_view text) {
+  std::uint64_t value = 0xcbf29ce484222325U;  // FNV-1a
+  for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001b3U;
+  return value;
+}
+
 template <class T>
-inline constexpr char type_tag = 0;
+constexpr std::uint64_t type_hash() {
+  return hash(__PRETTY_FUNCTION__);
+}
+
+template <auto Member>
+constexpr std::uint64_t member_hash() {
+  return hash(__PRETTY_FUNCTION__);
+}
+
+}  // namespace detail
+
+// Numbers that stand for a type and for a member: what check() compares to find a row in the wrong table. Made from
+// names: addresses would do, but with -fsanitize=undefined GCC 12 does not compare them while compiling.
+template <class T>
+inline constexpr std::uint64_t type_id = detail::type_hash<T>();
+template <auto Member>
+inline constexpr std::uint64_t member_id = detail::member_hash<Member>();
 
 struct Field {
   std::string_view name;
   std::uint32_t version = 0;     // streams of this description version and newer have it
-  const char* owner = nullptr;   // type_tag of the state struct
+  std::uint64_t owner = 0;       // type_id of the state struct
   const Codec* codec = nullptr;  // null when nested
   const Description* nested = nullptr;
   void* (*address)(void* object) = nullptr;  // of the first element; null: no storage (unused)
@@ -53,7 +76,8 @@ struct Field {
   std::size_t bytes = 0;                     // wire bytes of one element, for codecs without a length of their own
   bool (*exists)(const void* object, std::uint32_t version) = nullptr;
   std::int64_t (*count)(const void* object) = nullptr;  // null: always `capacity` elements
-  void* (*count_member)(void* object) = nullptr;        // identity of the member that `count` reads
+  std::uint64_t member = 0;                             // member_id; 0: unused
+  std::uint64_t count_member = 0;                       // member_id of the one that `count` reads
   bool count_is_bytes = false;                          // one buffer of `count` bytes
   bool shared_name = false;                             // another row has the same name, on purpose
   // What the pointers above hold, for check(): see has_codec.
@@ -159,8 +183,9 @@ constexpr FieldOf<OwnerOf<Member>> row(std::string_view name) {
   static_assert(Shape::count <= 0xffffffffU);
   FieldOf<OwnerOf<Member>> out{};
   out.name = name;
-  out.owner = &type_tag<OwnerOf<Member>>;
+  out.owner = type_id<OwnerOf<Member>>;
   out.address = &address_of<Member>;
+  out.member = member_id<Member>;
   out.stride = sizeof(ElementOf<Member>);
   out.capacity = static_cast<std::uint32_t>(Shape::count);
   return out;
@@ -173,7 +198,7 @@ constexpr FieldOf<OwnerOf<Member>> counted_row(std::string_view name) {
   auto out = row<Member>(name);
   out.is_counted = true;
   out.count = &count_of<Count>;
-  out.count_member = &address_of<Count>;
+  out.count_member = member_id<Count>;
   return out;
 }
 
@@ -246,7 +271,7 @@ template <class Owner>
 constexpr FieldOf<Owner> unused(std::size_t bytes) {
   FieldOf<Owner> out{};
   out.name = "unused";
-  out.owner = &type_tag<Owner>;
+  out.owner = type_id<Owner>;
   out.codec = &codec::unused;
   out.has_operations = true;
   out.bytes = bytes;
