@@ -38,6 +38,9 @@ LINES = [
     Line("interop", "every pair of versions over every transport, libvirt's traffic, live precopy, hostile peers, kills",
          "tests/interop/run --resume build/interop-full.jsonl", 120),
     Line("bench", "beside QEMU 10 to 10 with the same memory in the same run", "tests/bench/bench.py --check", 60),
+    Line("address", "unit and integration tests under AddressSanitizer and UBSan", "tools/check --only address", 60),
+    Line("threads", "unit and integration tests under ThreadSanitizer", "tools/check --only threads", 60),
+    Line("tidy", "clang-tidy over every source file", "tools/check --only tidy", 60),
     Line("fuzz", "every decoder's fuzz target, one million executions without a finding", "tools/check --fuzz", 600),
 ]
 

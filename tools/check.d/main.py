@@ -12,7 +12,7 @@ import counts  # noqa: E402
 import full  # noqa: E402
 import processes  # noqa: E402
 from counts import Counts  # noqa: E402
-from suites import SUITES, Context, Suite, fuzz  # noqa: E402
+from suites import LONG_SUITES, SUITES, Context, Suite, fuzz  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MILLION = Suite("fuzz", "every fuzz target, 1,000,000 executions", 600, lambda at: fuzz(at, executions=1_000_000))
@@ -37,7 +37,7 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/check", description="Installs, builds, and runs the tests.")
     parser.add_argument("--list", action="store_true", help="list the suites and the acceptance lines")
-    parser.add_argument("--only", action="append", metavar="SUITE", choices=[suite.name for suite in SUITES] + [line.name for line in full.LINES],
+    parser.add_argument("--only", action="append", metavar="SUITE", choices=[suite.name for suite in SUITES + LONG_SUITES] + [line.name for line in full.LINES],
                         help="run this suite, with --full this acceptance line; may be given several times")
     parser.add_argument("--fuzz", action="store_true", help="every fuzz target, 1,000,000 executions each")
     parser.add_argument("--full", action="store_true", help="all acceptance lines at full counts, resumable")
@@ -55,7 +55,9 @@ def list_suites() -> int:
 def chosen(options: argparse.Namespace) -> list[Suite]:
     if options.fuzz:
         return [MILLION]
-    return [suite for suite in SUITES if not options.only or suite.name in options.only]
+    if options.only:
+        return [suite for suite in SUITES + LONG_SUITES if suite.name in options.only]
+    return SUITES
 
 
 def build(at: Context) -> Counts:
