@@ -2,6 +2,7 @@
 #include "ram/dirty_log_sync.hpp"
 
 #include "base/log.hpp"
+#include "base/thread.hpp"
 
 #include <fmt/format.h>
 #include <poll.h>
@@ -41,7 +42,9 @@ Result<void> DirtyLogSync::start() {
   if (started) {
     // The thread is there before the first page is protected: nobody waits for one that never comes.
     thread_failed_ = false;
-    thread_ = std::thread([this] { serve_faults(); });
+    started = start_thread(thread_, "start the fault server", [this] { serve_faults(); });
+  }
+  if (started) {
     for (Watched& block : blocks_) {
       const auto admitted = block.data.admit_new(nullptr, [&](Extent range) { return protect(block, range); });
       if (!admitted) {

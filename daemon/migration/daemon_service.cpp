@@ -5,6 +5,7 @@
 #include "daemon/migration/daemon_service.hpp"
 
 #include "base/log.hpp"
+#include "base/thread.hpp"
 #include "daemon/machine/parked.hpp"
 #include "daemon/migration/machine_worker.hpp"
 #include "daemon/migration/run.hpp"
@@ -136,13 +137,7 @@ Result<void> DaemonService::migrate(const transports::Address& address, bool res
   run->source = std::make_unique<MigrationSource>(plan, std::move(*target), options_.uuid, *machine_, run_control_,
                                                   limits_, *progress_, run->events, *run->stop, *run->continue_gate);
   run_ = std::move(run);
-  run_->thread = std::thread([this, run = run_.get()] {
-    ::pthread_setname_np(::pthread_self(), "mover");
-    run->thread_id = ::gettid();
-    run->source_outcome = run->source->run();
-    post_([this, id = run->id] { finish_run(id); });
-  });
-  return {};
+  return start_mover([](Run& started) { started.source_outcome = started.source->run(); });
 }
 
 void DaemonService::finish_outgoing(Run& run) {
@@ -200,13 +195,7 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
   run->destination = std::make_unique<MigrationDestination>(plan, std::move(target), std::move(receiver), options_.uuid,
                                                             run_control_, *progress_, run->events, *run->stop);
   run_ = std::move(run);
-  run_->thread = std::thread([this, run = run_.get()] {
-    ::pthread_setname_np(::pthread_self(), "mover");
-    run->thread_id = ::gettid();
-    run->destination_outcome = run->destination->run();
-    post_([this, id = run->id] { finish_run(id); });
-  });
-  return {};
+  return start_mover([](Run& started) { started.destination_outcome = started.destination->run(); });
 }
 
 void DaemonService::finish_incoming(Run& run) {
@@ -227,10 +216,24 @@ void DaemonService::finish_incoming(Run& run) {
 
 // --- both ---------------------------------------------------------------------------------------------------------
 
+Result<void> DaemonService::start_mover(void (*work)(Run&)) {
+  auto started = start_thread(run_->thread, "start the mover", [this, run = run_.get(), work] {
+    ::pthread_setname_np(::pthread_self(), "mover");
+    run->thread_id = ::gettid();
+    work(*run);
+    post_([this, id = run->id] { finish_run(id); });
+  });
+  if (!started) {
+    run_.reset();
+    fail_at_once(started.error());
+  }
+  return started;
+}
+
 void DaemonService::finish_run(std::uint64_t id) {
   // shut_down() may have been here before the message came.
   if (!run_ || run_->id != id) return;
-  run_->thread.join();
+  if (run_->thread.joinable()) run_->thread.join();  // shut_down has joined it itself
   const std::unique_ptr<Run> run = std::move(run_);
   if (run->source) {
     finish_outgoing(*run);
@@ -315,7 +318,6 @@ std::string DaemonService::shut_down() {
   if (lifecycle_.cancel()) emit_status();
   run_->stop->request();
   run_->thread.join();
-  run_->thread = std::thread([] {});  // finish_run joins
   finish_run(run_->id);
   if (!outgoing) return "the incoming migration was cancelled: the machine stays with its source";
   if (run_control_.ownership() == Ownership::handed_over) {

@@ -89,6 +89,7 @@ class DaemonService final : public MigrationService {
   void take_status(qmp::MigrationStatus status);
   void take_pass(std::uint64_t pass);
   void emit_status();
+  Result<void> start_mover(void (*work)(Run&));
   void finish_run(std::uint64_t id);
   void finish_outgoing(Run& run);
   void finish_incoming(Run& run);

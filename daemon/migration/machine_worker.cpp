@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/migration/machine_worker.hpp"
 
+#include "base/thread.hpp"
 #include "ram/dirty_log.hpp"
 
 #include <utility>
@@ -11,19 +12,20 @@ Result<std::unique_ptr<DaemonService::Worker>> DaemonService::Worker::start(Daem
                                                                             std::function<Finish(StopSource&)> work) {
   MD_TRY(auto stop, StopSource::make());
   std::unique_ptr<Worker> worker(new Worker(std::move(stop)));
-  worker->thread_ = std::thread([&service, work = std::move(work), stop_source = worker->stop_.get()] {
-    Finish finish = work(*stop_source);
-    service.post_([&service, finish = std::move(finish)] {
-      service.on_worker_done();
-      finish();
-    });
-  });
+  MD_CHECK(start_thread(worker->thread_, "start the worker",
+                        [&service, work = std::move(work), stop_source = worker->stop_.get()] {
+                          Finish finish = work(*stop_source);
+                          service.post_([&service, finish = std::move(finish)] {
+                            service.on_worker_done();
+                            finish();
+                          });
+                        }));
   return worker;
 }
 
 DaemonService::Worker::~Worker() {
   stop_->request();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void DaemonService::on_worker_done() { worker_.reset(); }

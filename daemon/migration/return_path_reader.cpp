@@ -2,6 +2,7 @@
 #include "daemon/migration/return_path_reader.hpp"
 
 #include "base/log.hpp"
+#include "base/thread.hpp"
 #include "protocol/stream/return_path.hpp"
 #include "transports/buffered.hpp"
 
@@ -22,7 +23,7 @@ constexpr std::size_t buffer_bytes = 4096;
 Result<std::unique_ptr<ReturnPathReader>> ReturnPathReader::start(transports::Channel& channel, StopSource& stop) {
   MD_TRY(auto answered, Gate::make());
   std::unique_ptr<ReturnPathReader> reader(new ReturnPathReader(channel, stop, std::move(answered)));
-  reader->thread_ = std::thread([self = reader.get()] { self->run(); });
+  MD_CHECK(start_thread(reader->thread_, "start the return path's reader", [self = reader.get()] { self->run(); }));
   return reader;
 }
 
@@ -31,7 +32,7 @@ ReturnPathReader::ReturnPathReader(transports::Channel& channel, StopSource& sto
 
 ReturnPathReader::~ReturnPathReader() {
   channel_.shutdown();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void ReturnPathReader::run() {

@@ -436,6 +436,30 @@ def scan_takes_descriptors(folder: Path) -> None:
             host.wait_status("completed", timeout=10)
 
 
+@cases.case("trouble/no-thread-to-be-had", quick=True)
+def no_threads(folder: Path) -> None:
+    """No address space for another thread's stack: the command is refused, the daemon lives and takes the next."""
+    with Migrationd(folder, "target") as target:   # has had no thread yet, so none of their stacks to use again
+        target.run_state()
+        before = procfs.open_descriptors(target.pid)
+        limit = procfs.status_bytes(target.pid, "VmSize") + (2 << 20)
+        old = resource.prlimit(target.pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        try:
+            target.incoming(f"unix:{folder}/in")
+        except QmpError as error:
+            assert "start the mover: Resource temporarily unavailable" in error.desc, error.desc
+        else:
+            raise AssertionError("a thread was started where none could be: the case shows nothing")
+        assert target.status() == "failed" and target.run_state() == "inmigrate", target.query_migrate()
+        assert procfs.open_descriptors(target.pid) == before, procfs.open_names(target.pid)
+        resource.prlimit(target.pid, resource.RLIMIT_AS, old)
+        target.incoming(f"unix:{folder}/in")
+        with socket.socket(socket.AF_UNIX) as source:
+            source.connect(f"{folder}/in")
+            source.sendall(Stream().bytes())
+        target.wait_status("completed")
+
+
 @cases.case("trouble/disk-full-in-the-last-pass", quick=True)
 def disk_full_at_the_end(folder: Path) -> None:
     """The disk is full when the stopped guest's last pass comes: it runs on here, though it stood still already."""
