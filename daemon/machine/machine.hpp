@@ -12,6 +12,7 @@
 
 #include "base/bytes.hpp"
 #include "base/result.hpp"
+#include "base/stop.hpp"
 #include "protocol/stream/configuration.hpp"
 #include "protocol/stream/sections.hpp"
 #include "ram/dirty_log.hpp"
@@ -77,8 +78,9 @@ class Machine {
   // Replaces the state of the devices; the machine is paused. Returns the run state the stream named, if any.
   virtual Result<std::optional<std::string>> load_devices(DeviceState state) = 0;
 
-  // Checks the guest's memory pattern; {"checked-pages": N, ...}. Only machines that have one.
-  virtual Result<nlohmann::json> verify() = 0;
+  // Checks the guest's memory pattern; {"checked-pages": N, ...}. Only machines that have one. Takes as long as reading
+  // the memory does; `stop` ends it within a few milliseconds with ErrorKind::cancelled.
+  virtual Result<nlohmann::json> verify(const StopSource& stop) = 0;
 };
 
 }  // namespace migrationd

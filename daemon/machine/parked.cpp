@@ -57,7 +57,7 @@ Result<std::optional<std::string>> ParkedMachine::load_devices(DeviceState state
   return run_state;
 }
 
-Result<nlohmann::json> ParkedMachine::verify() {
+Result<nlohmann::json> ParkedMachine::verify(const StopSource&) {
   return machine_error("a parked machine's memory has no pattern of ours to check; only its own guest knows it");
 }
 

@@ -37,7 +37,7 @@ class ParkedMachine final : public Machine {
   std::vector<DeviceSection> early_sections() const override;
   Result<DeviceState> save_devices(std::string_view run_state) override;
   Result<std::optional<std::string>> load_devices(DeviceState state) override;
-  Result<nlohmann::json> verify() override;
+  Result<nlohmann::json> verify(const StopSource& stop) override;
 
   const DeviceState& devices() const noexcept { return devices_; }
   // Learned from the stream after construction (SWITCHOVER_START comes late).

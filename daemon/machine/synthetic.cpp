@@ -203,7 +203,7 @@ Result<std::optional<std::string>> SyntheticMachine::load_devices(DeviceState st
   return std::optional<std::string>(devices_.run_state.text());
 }
 
-Result<nlohmann::json> SyntheticMachine::verify() {
+Result<nlohmann::json> SyntheticMachine::verify(const StopSource& stop) {
   if (is_running()) return machine_error("verify: the synthetic machine runs; stop it first");
   if (!has_guest_) return machine_error("verify: the synthetic machine is empty");
   const GuestShape guest = shape();
@@ -211,11 +211,11 @@ Result<nlohmann::json> SyntheticMachine::verify() {
   MD_TRY(const synthetic::Proof memory,
          synthetic::prove_block(
              ram_.at(ram_block), ram_block, guest.seed, [&](std::uint64_t page) { return ledger.generation(page); },
-             ledger.pages_with_data()));
+             ledger.pages_with_data(), stop));
   MD_TRY(const synthetic::Proof rom,
          synthetic::prove_block(
              ram_.at(rom_block), rom_block, guest.seed, [](std::uint64_t) { return std::optional<std::uint64_t>(0); },
-             ram_.at(rom_block).pages()));
+             ram_.at(rom_block).pages(), stop));
   MD_CHECK(devices_.check_settled());
   std::uint64_t writes = 0;
   for (std::uint32_t i = 0; i < guest.threads; ++i) writes += devices_.guest.writes[i];

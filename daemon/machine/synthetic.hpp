@@ -57,7 +57,7 @@ class SyntheticMachine final : public Machine {
 
   // {"checked-pages": N, "pages-with-data": M, "writes": pages written in its life, "ticks": N, "handovers": N,
   //  "instance": UUID}. Paused machine only. An error names block, page, and the generation expected and found.
-  Result<nlohmann::json> verify() override;
+  Result<nlohmann::json> verify(const StopSource& stop) override;
 
   // Differs for every machine object that ever was: the log's first word.
   const std::string& instance() const noexcept { return instance_; }

@@ -52,9 +52,9 @@ void DaemonService::verify_machine(std::function<void(Result<nlohmann::json>)> d
   auto idle = check_idle();
   if (!idle) return done(std::move(idle).error());
   if (run_control_.ownership() == Ownership::none) return done(machine_error("there is no machine to check"));
-  auto worker = Worker::start(*this, [this, done](StopSource&) -> Worker::Finish {
+  auto worker = Worker::start(*this, [this, done](StopSource& stop) -> Worker::Finish {
     auto held = run_control_.hold();
-    Result<nlohmann::json> result = held ? machine_->verify() : Result<nlohmann::json>(std::move(held).error());
+    Result<nlohmann::json> result = held ? machine_->verify(stop) : Result<nlohmann::json>(std::move(held).error());
     auto released = run_control_.release();
     if (result && !released) result = std::move(released).error();
     return [done, result = std::move(result)] { done(result); };

@@ -32,7 +32,7 @@ class FakeMachine final : public Machine {
   ram::DirtyLog* dirty_log() noexcept override { return nullptr; }
   Result<DeviceState> save_devices(std::string_view) override { return DeviceState{}; }
   Result<std::optional<std::string>> load_devices(DeviceState) override { return std::optional<std::string>(); }
-  Result<nlohmann::json> verify() override { return nlohmann::json::object(); }
+  Result<nlohmann::json> verify(const StopSource&) override { return nlohmann::json::object(); }
 
   std::atomic<bool> running{false};
   bool refuses_to_resume = false;

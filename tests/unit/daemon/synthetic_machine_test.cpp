@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/machine/synthetic.hpp"
+#include "daemon/machine/synthetic_verify.hpp"
 #include "tests/unit/catch.hpp"
 
 #include <unistd.h>
@@ -44,13 +45,19 @@ void copy_memory(SyntheticMachine& from, SyntheticMachine& to) {
   }
 }
 
+Result<nlohmann::json> verify(SyntheticMachine& machine) {
+  const auto never = StopSource::make();
+  REQUIRE(never.has_value());
+  return machine.verify(**never);
+}
+
 std::string verify_error(SyntheticMachine& machine) {
-  const auto result = machine.verify();
+  const auto result = verify(machine);
   return result ? "proved" : result.error().text();
 }
 
 std::uint64_t writes(SyntheticMachine& machine) {
-  const auto proof = machine.verify();
+  const auto proof = verify(machine);
   REQUIRE(proof.has_value());
   return proof->at("writes").get<std::uint64_t>();
 }
@@ -62,18 +69,41 @@ TEST_CASE("SyntheticMachine.proves_its_memory_at_every_stop") {
   const auto machine = make("synthetic,ram=32M,working-set=2M,touched=1M,threads=3,dirty-rate=400M");
   for (int i = 0; i < 10; ++i) {
     run_for(*machine, 7ms);
-    const auto proof = machine->verify();
+    const auto proof = verify(*machine);
     if (!proof) FAIL(proof.error().text());
     CHECK(proof->at("checked-pages") == 8192 + 64);
   }
   CHECK(writes(*machine) > 512);
 }
 
+TEST_CASE("SyntheticMachine.proof_ends_at_a_stop") {
+  if (!can_track()) return;
+  const auto machine = make("synthetic,ram=32M,working-set=32M,touched=32M");
+  const auto stop = StopSource::make();
+  REQUIRE(stop.has_value());
+  REQUIRE(machine->verify(**stop).has_value());
+
+  std::uint64_t pages = 0;
+  const auto expected = [&](std::uint64_t) {
+    if (++pages == 10) (*stop)->request();
+    return std::optional<std::uint64_t>(0);
+  };
+  const auto& block = machine->ram().at(0);
+  const auto proof = synthetic::prove_block(block, 0, 1, expected, block.pages(), **stop);
+  REQUIRE_FALSE(proof.has_value());
+  CHECK(proof.error().is_cancelled());
+  CHECK(pages <= synthetic::verify_pages_per_look);
+
+  const auto whole = machine->verify(**stop);
+  REQUIRE_FALSE(whole.has_value());
+  CHECK(whole.error().is_cancelled());
+}
+
 TEST_CASE("SyntheticMachine.untouched_memory_stays_holes") {
   if (!can_track()) return;
   const auto machine = make("synthetic,ram=64G,touched=8M,working-set=8M,dirty-rate=100M");
   run_for(*machine, 20ms);
-  const auto proof = machine->verify();
+  const auto proof = verify(*machine);
   REQUIRE(proof.has_value());
   CHECK(proof->at("checked-pages") == (std::uint64_t{64} << 30) / 4096 + 64);
   CHECK(proof->at("pages-with-data") == 2048 + 64);
@@ -137,7 +167,7 @@ TEST_CASE("SyntheticMachine.an_idle_guest_ticks_but_writes_nothing") {
   if (!can_track()) return;
   const auto machine = make("synthetic,ram=1M");
   run_for(*machine, 60ms);
-  const auto proof = machine->verify();
+  const auto proof = verify(*machine);
   REQUIRE(proof.has_value());
   CHECK(proof->at("writes") == 0);
   CHECK(proof->at("ticks").get<int>() >= 3);
@@ -180,7 +210,7 @@ TEST_CASE("SyntheticMachine.state_moves_to_another_process_and_runs_on") {
     const auto run_state = to.load_devices(std::move(*state));
     if (!run_state) FAIL(run_state.error().text());
     CHECK(*run_state == "running");
-    const auto proof = to.verify();
+    const auto proof = verify(to);
     if (!proof) FAIL(proof.error().text());
     CHECK(proof->at("handovers") == hop);
     CHECK(proof->at("writes") == writes(from));
@@ -295,7 +325,7 @@ TEST_CASE("SyntheticMachine.the_log_proves_when_it_ran") {
       CHECK(time > last_time);
       last_time = time;
     }
-    CHECK(machine->verify()->at("ticks") == count);
+    CHECK(verify(*machine)->at("ticks") == count);
     CHECK(count >= 4);
   }
   std::filesystem::remove(path);
