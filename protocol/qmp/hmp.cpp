@@ -113,9 +113,11 @@ struct Row {
   std::string_view options;
   std::string_view usage;
   std::string_view help;
-  HmpPlan (*plan)(const Line&);
+  HmpPlan (*plan)(const Line&);  // null: help and info, which parse_hmp knows
 };
 
+// Usage and help are what QEMU 10.0.13 answers to `help NAME`, in the order in which its `help` lists them (seen in the
+// real program's answers). The text of migrate goes on in a second line; closefd and getfd say their names twice.
 constexpr std::array commands{
     Row{"announce_self", "?ss", "", "[interfaces] [id]", "Trigger GARP/RARP announcements", announce_self},
     Row{"closefd", "s", "", "closefd name", "close a file descriptor previously passed via SCM rights",
@@ -123,7 +125,11 @@ constexpr std::array commands{
     Row{"cont|c", "", "", "", "resume emulation", plain<cmd::Cont>},
     Row{"getfd", "s", "", "getfd name", "receive a file descriptor via SCM rights and assign it a name",
         fd_name<cmd::Getfd>},
-    Row{"migrate", "s", "dr", "[-d] [-r] uri", "migrate to URI (using -d to not wait for completion)", migrate},
+    Row{"help|?", "", "", "[cmd]", "show the help", nullptr},
+    Row{"info", "", "", "[subcommand]", "show various information about the system state", nullptr},
+    Row{"migrate", "s", "dr", "[-d] [-r] uri",
+        "migrate to URI (using -d to not wait for completion)\r\n\t\t\t -r to resume a paused postcopy migration",
+        migrate},
     Row{"migrate_cancel", "", "", "", "cancel the current VM migration", migrate_cancel},
     Row{"migrate_continue", "s", "", "state", "Continue migration from the given paused state", migrate_continue},
     Row{"migrate_incoming", "s", "", "uri", "Continue an incoming migration from an -incoming defer", migrate_incoming},
@@ -190,8 +196,7 @@ std::string help_line(const InfoRow& row) { return fmt::format("info {}  -- {}\r
 std::string all_help() {
   std::string out;
   for (const auto& row : commands) out += help_line(row);
-  return out +
-         "help|? [cmd] -- show the help\r\ninfo [subcommand] -- show various information about the system state\r\n";
+  return out;
 }
 
 std::string all_info_help() {

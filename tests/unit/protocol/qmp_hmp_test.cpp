@@ -98,7 +98,16 @@ TEST_CASE("Hmp.explains_itself") {
   CHECK(plan("help migrate_cancel") == "migrate_cancel  -- cancel the current VM migration\r\n");
   CHECK(plan("? stop") == "stop|s  -- stop emulation\r\n");
   CHECK(plan("help info migrate") == "info migrate  -- show migration status\r\n");
-  CHECK(plan("help migrate") == "migrate [-d] [-r] uri -- migrate to URI (using -d to not wait for completion)\r\n");
+  CHECK(plan("help migrate") ==
+        "migrate [-d] [-r] uri -- migrate to URI (using -d to not wait for completion)\r\n"
+        "\t\t\t -r to resume a paused postcopy migration\r\n");
+  CHECK(plan("help migrate_incoming") ==
+        "migrate_incoming uri -- Continue an incoming migration from an -incoming defer\r\n");
+  CHECK(plan("help help") == "help|? [cmd] -- show the help\r\n");
+  CHECK(plan("help ?") == plan("help help"));
+  CHECK(plan("help info status x") == "info status  -- show the current VM status (running|paused)\r\n");
+  CHECK(plan("help").find("help|? [cmd] -- show the help\r\ninfo [subcommand] -- show various information about the "
+                          "system state\r\nmigrate [-d]") != std::string::npos);
   CHECK(plan("help").find("migrate_set_parameter parameter value -- Set the parameter for migration\r\n") !=
         std::string::npos);
   CHECK(plan("info").starts_with("info migrate  -- "));
