@@ -3,12 +3,14 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <climits>
+#include <cstring>
 
 namespace migrationd::transports {
 
@@ -21,6 +23,32 @@ constexpr int pipe_bytes = 1 << 20;
 void set_nonblocking(int fd) {
   const int flags = ::fcntl(fd, F_GETFL);
   if (flags >= 0) ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+// Over loopback what is in flight travels no further than the cache, if it fits: with the window that TCP tunes for
+// itself (megabytes) each byte goes to memory and back, a quarter more CPU time per GiB. There is no delay to fill
+// either. Anything else than loopback is left to the kernel's tuning.
+constexpr int loopback_buffer_bytes = 256 << 10;  // the kernel doubles it
+
+bool is_loopback(const sockaddr_storage& address) noexcept {
+  if (address.ss_family == AF_INET) {
+    sockaddr_in v4{};
+    std::memcpy(&v4, &address, sizeof v4);
+    return (ntohl(v4.sin_addr.s_addr) >> 24) == IN_LOOPBACKNET;
+  }
+  if (address.ss_family != AF_INET6) return false;
+  sockaddr_in6 v6{};
+  std::memcpy(&v6, &address, sizeof v6);
+  return IN6_IS_ADDR_LOOPBACK(&v6.sin6_addr);
+}
+
+void tune_loopback(int fd) noexcept {
+  sockaddr_storage peer{};
+  socklen_t size = sizeof peer;
+  if (::getpeername(fd, static_cast<sockaddr*>(static_cast<void*>(&peer)), &size) != 0 || !is_loopback(peer)) return;
+  // Refusals do no harm: it is only slower.
+  ::setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &loopback_buffer_bytes, sizeof loopback_buffer_bytes);
+  ::setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &loopback_buffer_bytes, sizeof loopback_buffer_bytes);
 }
 
 void grow_pipe(int fd) {
@@ -106,6 +134,7 @@ DescriptorChannel::DescriptorChannel(UniqueFd fd, DescriptorKind kind, StopSourc
     : stop_(stop), fd_(std::move(fd)), description_(printable(description, 256)), kind_(kind) {
   if (kind_ == DescriptorKind::file) write_mode_ = WriteMode::blocking;
   if (kind_ == DescriptorKind::pipe) prepare_pipe();
+  if (kind_ == DescriptorKind::socket) tune_loopback(fd_.get());
 }
 
 DescriptorChannel::DescriptorChannel(UniqueFd read_end, UniqueFd write_end, StopSource& stop,
