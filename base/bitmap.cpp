@@ -30,7 +30,7 @@ std::size_t find(std::span<const std::uint64_t> words, std::size_t bits, std::si
   std::uint64_t word = (words[from / 64] ^ flip) & mask(from % 64, 64);
   for (std::size_t index = from / 64;;) {
     if (word != 0) return std::min(bits, index * 64 + static_cast<std::size_t>(std::countr_zero(word)));
-    if (++index == words.size()) return bits;
+    if (++index * 64 >= bits) return bits;
     word = words[index] ^ flip;
   }
 }
@@ -55,5 +55,9 @@ std::size_t Bitmap::count() const noexcept {
 
 std::size_t Bitmap::find_set(std::size_t from) const noexcept { return find(words_, bits_, from, 0); }
 std::size_t Bitmap::find_clear(std::size_t from) const noexcept { return find(words_, bits_, from, ~std::uint64_t{0}); }
+std::size_t Bitmap::find_set(std::size_t from, std::size_t end) const noexcept { return find(words_, end, from, 0); }
+std::size_t Bitmap::find_clear(std::size_t from, std::size_t end) const noexcept {
+  return find(words_, end, from, ~std::uint64_t{0});
+}
 
 }  // namespace migrationd

@@ -34,6 +34,10 @@ class Bitmap {
   // First set (clear) bit at or after `from`; size() when there is none.
   std::size_t find_set(std::size_t from) const noexcept;
   std::size_t find_clear(std::size_t from) const noexcept;
+  // The same within [from, end), end <= size(): `end` when there is none. Looks at no word behind the end, which is
+  // what callers in a loop over a large bitmap want.
+  std::size_t find_set(std::size_t from, std::size_t end) const noexcept;
+  std::size_t find_clear(std::size_t from, std::size_t end) const noexcept;
   std::span<const std::uint64_t> words() const noexcept { return words_; }
   std::span<std::uint64_t> words() noexcept { return words_; }
 

@@ -108,7 +108,8 @@ Result<const PageBatch*> PageScanner::next() {
       at_ = {at_.block + 1, 0};
       continue;
     }
-    MD_TRY(const Piece piece, classify(first, bitmap.find_clear(first)));
+    const std::uint64_t limit = std::min<std::uint64_t>(bitmap.size(), first + hole_batch_pages);
+    MD_TRY(const Piece piece, classify(first, bitmap.find_clear(first, limit)));
     if (!batch_.empty() && batch_.kind() != piece.kind) return &batch_;
     if (batch_.empty()) batch_.reset(at_.block, piece.kind);
     const std::uint64_t most = piece.kind == BatchKind::data ? batch_pages : hole_batch_pages;

@@ -31,6 +31,15 @@ class PageStore {
   virtual Result<void> place_zero(const GuestSpan& span) = 0;
   // One page's memory, to be changed in place (delta pages). Valid until the next call.
   virtual Result<std::span<std::byte>> page_to_change(const GuestSpan& page) = 0;
+
+  // How many pages from the span's start may be filled with bytes that turn out to be something else: pages not
+  // received yet, in memory that is there and mapped. 0: none, use place(). They count as received only after placed().
+  virtual std::size_t pages_to_guess(const GuestSpan& ahead) = 0;
+  // The span lies within what pages_to_guess() allowed, and its memory holds the pages' right bytes now.
+  virtual void placed(const GuestSpan& span) = 0;
+
+  // The last record was read: what was never received reads as zero from now on.
+  virtual Result<void> finish() = 0;
 };
 
 }  // namespace migrationd::ram

@@ -75,7 +75,7 @@ Result<void> check_blocks(const RamMap& map, const std::vector<stream::RamSetupB
 
 RamSectionReader::RamSectionReader(transports::BufferedReader& reader, RamMap& map, PageStore& store,
                                    ReceiveCounters& counters)
-    : reader_(reader), map_(map), store_(store), counters_(counters) {
+    : reader_(reader), map_(map), store_(store), counters_(counters), scatter_(reader, map, store) {
   gathered_.reserve(gather_pages);
 }
 
@@ -93,7 +93,20 @@ Result<void> RamSectionReader::read_body() {
     MD_CHECK(place_gathered());
     reader_.consume(taken);
     if (!*more) return {};
+    const std::uint64_t before = reader_.total_read();
+    MD_CHECK(take_ahead());
+    // What was missing has come, and what is at the front now is another record.
+    if (reader_.total_read() != before) wanted = stream::ram_word_bytes;
   }
+}
+
+// The buffer holds no whole record. If the last one was a page, the next is probably the next page.
+Result<void> RamSectionReader::take_ahead() {
+  if (!next_page_) return {};
+  MD_TRY(const std::size_t pages, scatter_.take(*block_, *next_page_));
+  counters_.normal_pages.add(pages);
+  *next_page_ += pages;
+  return {};
 }
 
 Result<bool> RamSectionReader::take_window(ByteView window, std::size_t& taken, std::size_t& wanted) {
@@ -107,6 +120,7 @@ Result<bool> RamSectionReader::take_window(ByteView window, std::size_t& taken, 
     if (record.kind == RamKind::zero && !record.named) {
       // The most frequent record of a sparse guest: as many as follow each other, in one go.
       const auto run = stream::decode_zero_run(rest, rest.size() / stream::zero_record_bytes);
+      next_page_.reset();
       MD_CHECK(take_zeros(run.offset, run.pages));
       taken += run.pages * stream::zero_record_bytes;
       continue;
@@ -119,6 +133,7 @@ Result<bool> RamSectionReader::take_window(ByteView window, std::size_t& taken, 
 
 Result<bool> RamSectionReader::take_record(ByteView rest, const RamRecord& record) {
   MD_CHECK(choose_block(record));
+  next_page_.reset();
   switch (record.kind) {
     case RamKind::page:
       MD_CHECK(take_page(record));
@@ -159,6 +174,7 @@ Result<void> RamSectionReader::take_page(const RamRecord& record) {
     gathered_offset_ = record.offset;
   }
   gathered_.push_back({const_cast<std::byte*>(record.payload.data()), page_size});
+  next_page_ = record.offset / page_size + 1;
   return {};
 }
 

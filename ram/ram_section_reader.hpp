@@ -6,7 +6,8 @@
 //   PART, END  = records, EOS (read_body)
 //
 // The hot path of the destination: records are decoded in the receive buffer, contiguous pages are gathered and placed
-// together, runs of zero records are taken in one go. Every offset is proved by RamMap::prove() before it is used.
+// together, runs of zero records are taken in one go; into memory that holds old bytes only, pages go from the socket
+// directly (scatter_reader.hpp). Every offset is proved by RamMap::prove() before it is used.
 // The block that CONTINUE means is remembered here, across sections: keep one reader for the whole channel.
 //
 // Errors: ErrorKind::wire with block and offset; those of the channel and of the store. Thread: the mover.
@@ -18,6 +19,7 @@
 #include "protocol/stream/ram_setup.hpp"
 #include "ram/counters.hpp"
 #include "ram/page_store.hpp"
+#include "ram/scatter_reader.hpp"
 #include "transports/buffered.hpp"
 
 #include <sys/uio.h>
@@ -52,6 +54,7 @@ class RamSectionReader {
   Result<void> take_encoded(const stream::RamRecord& record);
   Result<void> choose_block(const stream::RamRecord& record);
   Result<void> place_gathered();
+  Result<void> take_ahead();
 
   static constexpr std::size_t gather_pages = 256;  // 1 MiB: more than a receive buffer holds
 
@@ -61,7 +64,9 @@ class RamSectionReader {
   ReceiveCounters& counters_;
   std::optional<std::size_t> block_;
   std::optional<stream::PageInflater> inflater_;
-  std::vector<iovec> gathered_;  // contiguous pages not placed yet; views into the receive buffer
+  ScatterReader scatter_;
+  std::optional<std::uint64_t> next_page_;  // behind the last record's page, if that came whole
+  std::vector<iovec> gathered_;             // contiguous pages not placed yet; views into the receive buffer
   std::uint64_t gathered_offset_ = 0;
 };
 

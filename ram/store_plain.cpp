@@ -4,6 +4,7 @@
 #include "ram/extents.hpp"
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
@@ -11,33 +12,42 @@
 namespace migrationd::ram {
 namespace {
 
-// A block of an earlier attempt, or of the guest that ran here, is given back: then "never stored" means "zero".
-// hugetlb pages once given back can be taken by other programs of the host, so those are cleared instead.
-Result<void> empty_block(RamBlock& block) {
-  MD_TRY(const std::uint64_t allocated, block.allocated_bytes());
-  if (allocated == 0) return {};
-  if (block.backing_page() == page_size) return block.punch(0, block.length());
-  MD_TRY(const Extents extents, Extents::of(block));
-  for (std::uint64_t at = 0; at < block.length();) {
-    MD_TRY(const auto piece, extents.next(at, block.length()));
-    if (!piece) break;
-    std::memset(block.engine() + piece->start, 0, piece->length);
-    at = piece->end();
-  }
-  return {};
-}
+constexpr std::size_t chunk_pages = huge_page_size / page_size;  // what one page of page tables covers
+
+bool is_huge(const RamBlock& block) noexcept { return block.backing_page() != page_size; }
 
 }  // namespace
 
 StorePlain::StorePlain(RamMap& map) : map_(map) {
-  for (std::size_t index = 0; index < map.size(); ++index)
-    blocks_.push_back(
-        Block{Bitmap(map.at(index).pages()), Bitmap(map.at(index).pages()), Bitmap(map.at(index).pages())});
+  for (std::size_t index = 0; index < map.size(); ++index) {
+    const Bitmap none(map.at(index).pages());
+    blocks_.push_back(Block{none, none, none, none});
+  }
 }
 
 Result<std::unique_ptr<StorePlain>> StorePlain::make(RamMap& map) {
-  for (std::size_t index = 0; index < map.size(); ++index) MD_CHECK(empty_block(map.at(index)));
-  return std::unique_ptr<StorePlain>(new StorePlain(map));
+  std::unique_ptr<StorePlain> store(new StorePlain(map));
+  for (std::size_t index = 0; index < map.size(); ++index) MD_CHECK(store->note_stale(index));
+  return store;
+}
+
+Result<void> StorePlain::note_stale(std::size_t index) {
+  const RamBlock& target = map_.at(index);
+  Bitmap& stale = blocks_[index].stale;
+  MD_TRY(const std::uint64_t allocated, target.allocated_bytes());
+  if (allocated == 0) return {};
+  if (allocated == target.length()) {
+    stale.set_all();
+    return {};
+  }
+  MD_TRY(const Extents extents, Extents::of(target));
+  for (std::uint64_t at = 0; at < target.length();) {
+    MD_TRY(const auto piece, extents.next(at, target.length()));
+    if (!piece) break;
+    stale.set_range(piece->start / page_size, piece->length / page_size);
+    at = piece->end();
+  }
+  return {};
 }
 
 void StorePlain::copy_to_view(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages) noexcept {
@@ -72,14 +82,33 @@ Result<void> StorePlain::write_to_file(const RamBlock& block, std::uint64_t offs
   return {};
 }
 
-// What is stored for the second time is hot.
+// What is stored for the second time is hot: it will come again, and the engine view may as well have it mapped.
 void StorePlain::note_stored(Block& block, std::size_t first, std::size_t end) noexcept {
-  for (std::size_t page = block.stored.find_set(first); page < end; page = block.stored.find_set(page)) {
-    const std::size_t stop = std::min(end, block.stored.find_clear(page));
-    block.hot.set_range(page, stop - page);
+  for (std::size_t page = block.stored.find_set(first, end); page < end; page = block.stored.find_set(page, end)) {
+    const std::size_t stop = block.stored.find_clear(page, end);
+    block.mapped.set_range(page, stop - page);
     page = stop;
   }
   block.stored.set_range(first, end - first);
+}
+
+// Fills the page tables for the stale pages from `page` on, as far as one page of page tables reaches.
+void StorePlain::map_stale(const RamBlock& target, Block& block, std::size_t page) noexcept {
+  const std::size_t end =
+      block.stale.find_clear(page, std::min((page / chunk_pages + 1) * chunk_pages, block.stale.size()));
+  // A failure is no harm (Linux before 5.14 has no such advice): the pages fault one by one then.
+  if (!is_huge(target)) ::madvise(target.engine() + page * page_size, (end - page) * page_size, MADV_POPULATE_READ);
+  block.mapped.set_range(page, end - page);
+}
+
+Result<void> StorePlain::place_part(std::size_t index, std::size_t first, std::span<const iovec> pages) {
+  if (blocks_[index].mapped.test(first)) {
+    copy_to_view(map_.at(index), first * page_size, pages);
+    return {};
+  }
+  MD_CHECK(write_to_file(map_.at(index), first * page_size, pages));
+  note_stored(blocks_[index], first, first + pages.size());
+  return {};
 }
 
 Result<void> StorePlain::place(const GuestSpan& span, std::span<const iovec> pages) {
@@ -87,43 +116,94 @@ Result<void> StorePlain::place(const GuestSpan& span, std::span<const iovec> pag
   Block& block = blocks_[span.block()];
   const std::size_t first = span.offset() / page_size;
   const std::size_t end = first + pages.size();
-  const bool huge = target.backing_page() != page_size;
-  for (std::size_t page = first; page < end;) {
-    const bool by_view = huge || block.hot.test(page);
-    const std::size_t stop =
-        huge ? end : std::min(end, by_view ? block.hot.find_clear(page) : block.hot.find_set(page));
-    const auto part = pages.subspan(page - first, stop - page);
-    if (by_view) {
-      copy_to_view(target, page * page_size, part);
-    } else {
-      MD_CHECK(write_to_file(target, page * page_size, part));
-      note_stored(block, page, stop);
+  if (is_huge(target)) {
+    copy_to_view(target, span.offset(), pages);
+  } else {
+    for (std::size_t page = first; page < end;) {
+      if (block.stale.test(page) && !block.mapped.test(page)) map_stale(target, block, page);
+      const std::size_t stop = block.mapped.test(page) ? block.mapped.find_clear(page, end)
+                                                       : block.stale.find_set(page, block.mapped.find_set(page, end));
+      MD_CHECK(place_part(span.block(), page, pages.subspan(page - first, stop - page)));
+      page = stop;
     }
-    page = stop;
   }
-  if (huge) block.stored.set_range(first, pages.size());
+  block.stored.set_range(first, pages.size());
   block.received.set_range(first, pages.size());
+  block.stale.clear_range(first, pages.size());
   return {};
 }
 
+void StorePlain::clear(const RamBlock& block, const Bitmap& those, std::size_t first, std::size_t end) noexcept {
+  for (std::size_t page = those.find_set(first, end); page < end; page = those.find_set(page, end)) {
+    const std::size_t stop = those.find_clear(page, end);
+    std::memset(block.engine() + page * page_size, 0, (stop - page) * page_size);
+    page = stop;
+  }
+}
+
+// Stale pages are cleared like stored ones, not given back: they are zero with one write, and the next pass may want
+// the memory again.
 Result<void> StorePlain::place_zero(const GuestSpan& span) {
   Block& block = blocks_[span.block()];
   const std::size_t first = span.offset() / page_size;
   const std::size_t end = first + span.length() / page_size;
+  clear(map_.at(span.block()), block.stored, first, end);
+  clear(map_.at(span.block()), block.stale, first, end);
   block.received.set_range(first, end - first);
-  for (std::size_t page = block.stored.find_set(first); page < end; page = block.stored.find_set(page)) {
-    const std::size_t stop = std::min(end, block.stored.find_clear(page));
-    std::memset(map_.at(span.block()).engine() + page * page_size, 0, (stop - page) * page_size);
-    page = stop;
-  }
+  block.stale.clear_range(first, end - first);
   return {};
 }
 
 Result<std::span<std::byte>> StorePlain::page_to_change(const GuestSpan& page) {
   Block& block = blocks_[page.block()];
-  block.stored.set(page.offset() / page_size);
-  block.received.set(page.offset() / page_size);
+  const std::size_t number = page.offset() / page_size;
+  // A delta for a page that never came is a delta to zeros.
+  clear(map_.at(page.block()), block.stale, number, number + 1);
+  block.stored.set(number);
+  block.received.set(number);
+  block.stale.clear(number);
   return map_.memory(page);
+}
+
+std::size_t StorePlain::pages_to_guess(const GuestSpan& ahead) {
+  const RamBlock& target = map_.at(ahead.block());
+  Block& block = blocks_[ahead.block()];
+  const std::size_t first = ahead.offset() / page_size;
+  const std::size_t end = block.stale.find_clear(first, first + ahead.length() / page_size);
+  for (std::size_t page = block.mapped.find_clear(first, end); page < end; page = block.mapped.find_clear(page, end))
+    map_stale(target, block, page);
+  return end - first;
+}
+
+void StorePlain::placed(const GuestSpan& span) {
+  Block& block = blocks_[span.block()];
+  const std::size_t first = span.offset() / page_size;
+  const std::size_t count = span.length() / page_size;
+  block.stored.set_range(first, count);
+  block.received.set_range(first, count);
+  block.stale.clear_range(first, count);
+}
+
+// hugetlb pages once given back can be taken by other programs of the host, so those are cleared instead.
+Result<void> StorePlain::forget_stale(std::size_t index) {
+  RamBlock& target = map_.at(index);
+  Block& block = blocks_[index];
+  if (is_huge(target)) {
+    clear(target, block.stale, 0, block.stale.size());
+  } else {
+    for (std::size_t page = block.stale.find_set(0); page < block.stale.size(); page = block.stale.find_set(page)) {
+      const std::size_t stop = block.stale.find_clear(page);
+      MD_CHECK(target.punch(page * page_size, (stop - page) * page_size));
+      page = stop;
+    }
+  }
+  block.stale.clear_all();
+  return {};
+}
+
+Result<void> StorePlain::finish() {
+  for (std::size_t index = 0; index < blocks_.size(); ++index) MD_CHECK(forget_stale(index));
+  return {};
 }
 
 std::uint64_t StorePlain::pages_never_received(std::size_t block) const noexcept {

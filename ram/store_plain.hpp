@@ -2,16 +2,22 @@
 //
 // StorePlain: arriving pages into memfd blocks.
 //
-// Two ways into a block, chosen per run of pages by what was done with them before (CPU seconds per GiB, Linux 6.18):
-//                       pwritev(memfd)   engine view
-//   never stored             0.50             0.80      the kernel neither zeroes the page nor takes a fault
-//   stored once              0.35             0.58      the engine view has no mapping of it yet
-//   stored twice             0.35             0.58, and 0.18 ever after: such pages are hot and will come again
-// hugetlb has no write(2): always the engine view there.
+// Ways into a block, chosen per run of pages by what is known of them (CPU seconds per GiB, Linux 6.18, one copy):
+//                       pwritev(memfd)   engine view   engine view, page tables filled by MADV_POPULATE_READ
+//   not allocated            0.50             0.80           -       the kernel neither zeroes the page nor faults
+//   allocated                0.35             0.58       0.10 + 0.21 (POPULATE_WRITE would be 0.22 + 0.21)
+//   mapped                   0.35             0.21           -
+// So: pwritev for holes; the engine view for memory that is there. POPULATE_READ is never asked for a hole: it would
+// allocate it. hugetlb has no write(2): always the engine view there.
 //
-// Zero pages: a page never stored is a hole, and a hole reads as zeros, so there is nothing to do; looking at it would
-// allocate it. A page stored before is cleared. For that to be right every block begins empty: make() gives back
-// whatever a block of an earlier attempt still holds.
+// Old bytes. A block may hold the pages of an earlier attempt, or of a guest that ran here. Giving them back to the
+// kernel to get others costs more than the copy, so they are kept and are *stale*: allocated, not received, worthless.
+// A stored page is no longer stale; a zero record clears a stale page; finish() gives back what is stale at the end.
+// Since nobody needs a stale page's bytes, a reader may guess and let the socket's bytes fall into it directly
+// (pages_to_guess(), scatter_reader.hpp): a wrong guess leaves it as stale as it was.
+//
+// Zero pages: one neither stored nor stale is a hole, and a hole reads as zeros, so there is nothing to do; looking at
+// it would allocate it.
 // Thread: the mover.
 #pragma once
 
@@ -25,12 +31,15 @@ namespace migrationd::ram {
 
 class StorePlain final : public PageStore {
  public:
-  // The map outlives it. Blocks are emptied.
+  // The map outlives it. Whatever the blocks hold is stale from now on.
   static Result<std::unique_ptr<StorePlain>> make(RamMap& map);
 
   Result<void> place(const GuestSpan& span, std::span<const iovec> pages) override;
   Result<void> place_zero(const GuestSpan& span) override;
   Result<std::span<std::byte>> page_to_change(const GuestSpan& page) override;
+  std::size_t pages_to_guess(const GuestSpan& ahead) override;
+  void placed(const GuestSpan& span) override;
+  Result<void> finish() override;
 
   // Pages of the block that no record ever named. 0 for every block is what an honest source without skip-holes
   // sends; QEMU may leave out unplugged and ballooned pages (stream.md 5.3).
@@ -39,13 +48,19 @@ class StorePlain final : public PageStore {
  private:
   struct Block {
     Bitmap stored;    // holds bytes of ours
-    Bitmap hot;       // stored more than once: the engine view is used from now on
+    Bitmap mapped;    // stored more than once, or populated: the engine view is used from now on
     Bitmap received;  // stored, or a zero record came
+    Bitmap stale;     // allocated and holds bytes nobody wants; never together with `received`
   };
   explicit StorePlain(RamMap& map);
+  Result<void> note_stale(std::size_t index);
   Result<void> write_to_file(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages);
+  Result<void> place_part(std::size_t index, std::size_t first, std::span<const iovec> pages);
+  Result<void> forget_stale(std::size_t index);
   static void note_stored(Block& block, std::size_t first, std::size_t end) noexcept;
   static void copy_to_view(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages) noexcept;
+  void clear(const RamBlock& block, const Bitmap& those, std::size_t first, std::size_t end) noexcept;
+  void map_stale(const RamBlock& target, Block& block, std::size_t page) noexcept;
 
   RamMap& map_;
   std::vector<Block> blocks_;

@@ -65,6 +65,23 @@ Result<void> BufferedReader::read_past_buffer(std::span<std::byte> into) {
   return {};
 }
 
+Result<std::size_t> BufferedReader::read_pieces(std::span<const iovec> into) {
+  assert(begin_ == end_);
+  MD_TRY(const std::size_t got, channel_.read(into));
+  total_read_ += got;
+  return got;
+}
+
+void BufferedReader::unread(std::span<const iovec> pieces) noexcept {
+  assert(begin_ == end_);
+  begin_ = end_ = 0;
+  for (const iovec& piece : pieces) {
+    assert(piece.iov_len <= capacity_ - end_);
+    if (piece.iov_len > 0) std::memcpy(store_.get() + end_, piece.iov_base, piece.iov_len);
+    end_ += piece.iov_len;
+  }
+}
+
 Result<bool> BufferedReader::at_end() {
   if (end_ > begin_) return false;
   begin_ = end_ = 0;

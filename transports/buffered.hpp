@@ -59,6 +59,13 @@ class BufferedReader {
     return read_past_buffer(into);
   }
 
+  // For a reader that guesses where the bytes to come belong. One read of the channel, into the pieces and not through
+  // the buffer, which must be empty: what there is, at least one byte; 0: the peer ended the stream.
+  Result<std::size_t> read_pieces(std::span<const iovec> into);
+  // Gives back the last bytes taken, in order: they are buffered and come next again. At most capacity(); the buffer
+  // must be empty.
+  void unread(std::span<const iovec> pieces) noexcept;
+
   // True when the peer ended the stream and nothing is left; waits for a byte or the end.
   Result<bool> at_end();
 

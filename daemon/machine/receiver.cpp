@@ -24,8 +24,6 @@ Result<Machine*> ResidentReceiver::prepare_memory(std::span<const stream::RamSet
   if (blocks.size() != ram.size()) {
     return machine_error(fmt::format("{} memory blocks received, {} expected", blocks.size(), ram.size()));
   }
-  // An earlier attempt may have left pages behind; a stream without records for holes relies on zeros.
-  for (std::size_t i = 0; i < ram.size(); ++i) MD_CHECK(ram.at(i).punch(0, ram.at(i).length()));
   return &machine_;
 }
 

@@ -4,7 +4,7 @@
 //
 // A parked machine is made from the stream (ParkedReceiver). A synthetic one was there first, and the stream has to
 // fit it (ResidentReceiver). One receiver serves one attempt; a failed attempt leaves nothing behind but a machine
-// whose memory is empty.
+// whose memory holds bytes without meaning, which the next attempt replaces.
 //
 // Thread: the destination's mover.
 #pragma once
@@ -24,7 +24,9 @@ class MachineReceiver {
   virtual ~MachineReceiver() = default;
   // The configuration section was read: does this machine fit? Refusals name both machines.
   virtual Result<void> begin(const MachineConfiguration& configuration) = 0;
-  // The block list was read. Returns the machine whose memory is ready and empty: every page reads as zero.
+  // The block list was read. Returns the machine whose memory is ready. It may hold old bytes, from an earlier attempt
+  // say: giving it back to get other memory costs more than the copy. Who stores the pages (ram/store_plain.hpp) sees
+  // to it that what is never received reads as zero in the end.
   virtual Result<Machine*> prepare_memory(std::span<const stream::RamSetupBlock> blocks,
                                           std::uint32_t ram_section_id) = 0;
   // The source sent SWITCHOVER_START: it is a machine of QEMU 10.0 or newer.

@@ -126,6 +126,9 @@ Result<void> MigrationDestination::handle_element(const stream::Element& element
   if (const auto* command = std::get_if<stream::Command>(&element)) return handle_command(*command);
   if (const auto* end = std::get_if<stream::SectionEnd>(&element)) {
     MD_CHECK(read_ram_body(end->section_id));
+    // Before the devices: they may look at memory, and what never came is zero.
+    auto finished = store_->finish();
+    if (!finished) return std::move(finished).error().with("section 'ram': what was not sent");
     ram_ended_ = true;
     return {};
   }

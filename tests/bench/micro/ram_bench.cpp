@@ -85,11 +85,21 @@ struct Pair {
   UniqueFd source, destination;
 };
 
+// MD_BENCH_SOCKET_KIB: the sockets' buffers, to look for a better size.
+Pair with_buffers(Pair pair) {
+  const char* const wanted = std::getenv("MD_BENCH_SOCKET_KIB");
+  if (wanted == nullptr) return pair;
+  const int size = std::atoi(wanted) * 1024;
+  ::setsockopt(pair.source.get(), SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+  ::setsockopt(pair.destination.get(), SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+  return pair;
+}
+
 Pair connected(std::string_view kind) {
   int fds[2];
   if (kind == "unix") {
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) die(Error::from_errno("socketpair"));
-    return {UniqueFd(fds[0]), UniqueFd(fds[1])};
+    return with_buffers({UniqueFd(fds[0]), UniqueFd(fds[1])});
   }
   const UniqueFd listener(::socket(AF_INET, SOCK_STREAM, 0));
   sockaddr_in address{};
@@ -103,7 +113,7 @@ Pair connected(std::string_view kind) {
   if (::connect(source.get(), any, size) != 0) die(Error::from_errno("connect"));
   const int on = 1;
   ::setsockopt(source.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  return {std::move(source), UniqueFd(::accept(listener.get(), nullptr, nullptr))};
+  return with_buffers({std::move(source), UniqueFd(::accept(listener.get(), nullptr, nullptr))});
 }
 
 // What the child tells us, in memory both have: its CPU time, taken before it gives its memory back.
@@ -171,16 +181,21 @@ void send_machine(UniqueFd fd, RamMap& map, SinkStream::Options options) {
   must(sink.finish());
 }
 
-void receive_machine(UniqueFd fd, std::size_t bytes, std::size_t buffer, const Done& done) {
+void receive_into(UniqueFd fd, RamMap& map, std::size_t buffer, const Done& done) {
   const auto stop = must(StopSource::make());
   transports::DescriptorChannel channel(std::move(fd), transports::DescriptorKind::socket, *stop, "bench");
   transports::BufferedReader reader(channel, buffer);
   ReceiveCounters counters;
-  RamMap map = map_of(bytes);
   const auto store = must(StorePlain::make(map));
   RamSectionReader body(reader, map, *store, counters);
   must(body.read_body());
+  must(store->finish());
   done();
+}
+
+void receive_machine(UniqueFd fd, std::size_t bytes, std::size_t buffer, const Done& done) {
+  RamMap map = map_of(bytes);
+  receive_into(std::move(fd), map, buffer, done);
 }
 
 void bench_transfer(std::string_view kind, std::size_t bytes) {
@@ -188,13 +203,20 @@ void bench_transfer(std::string_view kind, std::size_t bytes) {
   RamMap map = map_of(bytes);
   fill(map.at(0).engine(), bytes);
   const std::byte* const memory = map.at(0).engine();
+  // A warm destination: its memory is there, but the process that receives has not mapped it.
+  RamMap warm = map_of(bytes);
+  for (std::size_t at = 0; at < bytes; at += mib)
+    if (::pwrite(warm.at(0).fd(), memory + at, mib, static_cast<off_t>(at)) < 0) die(Error::from_errno("pwrite"));
   for (int round = 0; round < 3; ++round) {
     for (const std::size_t piece : {512 * 1024, 2 * 1024 * 1024})
       measure(
           fmt::format("{} raw copy, {} KiB", kind, piece / 1024), kind, gib,
           [&](UniqueFd fd) { raw_send(std::move(fd), bytes, piece, memory); },
           [&](UniqueFd fd, const Done& done) { raw_receive(std::move(fd), 512 * 1024, done); });
-    for (const std::size_t buffer : {128, 256, 512, 1024})
+    measure(
+        fmt::format("{} precopy, warm", kind), kind, gib, [&](UniqueFd fd) { send_machine(std::move(fd), map, {}); },
+        [&](UniqueFd fd, const Done& done) { receive_into(std::move(fd), warm, 512 * 1024, done); });
+    for (const std::size_t buffer : {256, 512})
       measure(
           fmt::format("{} precopy, buffer {} KiB", kind, buffer), kind, gib,
           [&](UniqueFd fd) { send_machine(std::move(fd), map, {}); },

@@ -17,6 +17,7 @@ class MemoryChannel final : public transports::Channel {
 
   Result<std::size_t> read(std::span<const iovec> into) override {
     std::size_t done = 0;
+    read_in_pieces = read_in_pieces || into.size() > 2;
     for (const iovec& part : into) {
       const std::size_t count = std::min({part.iov_len, bytes.size() - position_, largest_read_ - done});
       std::memcpy(part.iov_base, bytes.data() + position_, count);
@@ -43,6 +44,7 @@ class MemoryChannel final : public transports::Channel {
 
   Bytes bytes;
   int writes = 0;
+  bool read_in_pieces = false;  // more than the two that a BufferedReader itself asks for
 
  private:
   std::size_t position_ = 0;

@@ -10,6 +10,7 @@
 #include "tests/unit/catch.hpp"
 #include "tests/unit/ram/memory_channel.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <random>
@@ -53,7 +54,7 @@ struct Transfer {
   RamMap& to;
   MemoryChannel channel;
   transports::BufferedWriter writer{channel};
-  transports::BufferedReader reader{channel, 32768};
+  transports::BufferedReader reader{channel, std::size_t{128} << 10};  // room for guesses of 31 pages
   std::unique_ptr<StopSource> stop = StopSource::make().value();
   SendCounters sent;
   ReceiveCounters received;
@@ -75,11 +76,28 @@ struct Transfer {
     const auto read = body_reader.read_body();
     if (!read) FAIL(read.error().text());
   }
+  void finish() { REQUIRE(store->finish().has_value()); }
   void send_pass(PageScanner& scanner) {
     REQUIRE(bool(run_whole_pass(scanner, sink, *stop)));
     end_body_and_read();
   }
 };
+
+enum class Old : std::uint8_t { none, everywhere, in_pieces };
+
+// What an earlier attempt may have left at the destination: noise, everywhere or here and there.
+void leave_noise(RamMap& map, Old old) {
+  if (old == Old::none) return;
+  std::mt19937 random{7};
+  for (std::size_t index = 0; index < map.size(); ++index) {
+    const std::size_t pages = map.at(index).pages();
+    for (std::size_t page = 0; page < pages;) {
+      const std::size_t run = old == Old::everywhere ? pages : std::min<std::size_t>(pages - page, random() % 90 + 1);
+      std::memset(map.at(index).engine() + page * page_size, static_cast<int>(random() % 255 + 1), run * page_size);
+      page += run + random() % 40;
+    }
+  }
+}
 
 struct Writer {
   std::vector<Mapping>& views;
@@ -109,8 +127,10 @@ struct Writer {
 TEST_CASE("Transfer.memory_is_equal_at_hand_over_whatever_a_racing_guest_writes") {
   const auto kind = GENERATE(DirtyLogKind::wp_async, DirtyLogKind::wp_sync);
   const bool skip_holes = GENERATE(false, true);
+  const auto old = GENERATE(Old::none, Old::everywhere, Old::in_pieces);
   RamMap from = map_of({4000, 700, 1});
   RamMap to = map_of({4000, 700, 1});
+  leave_noise(to, old);
   auto views = views_of(from);
   auto log = make_dirty_log(from, views, kind);
   if (!log) {
@@ -119,7 +139,10 @@ TEST_CASE("Transfer.memory_is_equal_at_hand_over_whatever_a_racing_guest_writes"
   }
   Writer writer{views};
   writer.write_some(300);
-  Transfer transfer(from, to, skip_holes, 5000);
+  // Runs of full pages, long enough to be guessed; the guest's zeros and holes make guesses wrong in the middle.
+  std::memset(from.at(0).engine() + 1000 * page_size, 0x11, 900 * page_size);
+  std::memset(from.at(1).engine() + 100 * page_size, 0x22, 600 * page_size);
+  Transfer transfer(from, to, skip_holes, GENERATE(5000, 200000));
   auto scanner = PageScanner::of(from);
   REQUIRE((*log)->start().has_value());
   std::atomic<bool> end{false};
@@ -141,7 +164,85 @@ TEST_CASE("Transfer.memory_is_equal_at_hand_over_whatever_a_racing_guest_writes"
   transfer.send_pass(*scanner);
   CHECK(scanner->remaining_pages() == 0);
   (*log)->stop();
+  transfer.finish();
   CHECK(equal(from, to));
+}
+
+TEST_CASE("Transfer.any_mixture_of_pages_zeros_and_holes_replaces_any_old_memory") {
+  const unsigned seed = GENERATE(range(1U, 13U));
+  const bool skip_holes = seed % 2 == 0;
+  std::mt19937 random{seed};
+  RamMap from = map_of({2000, 300});
+  RamMap to = map_of({2000, 300});
+  leave_noise(to, seed % 3 == 0 ? Old::in_pieces : Old::everywhere);
+  for (std::size_t index = 0; index < from.size(); ++index) {
+    std::byte* const memory = from.at(index).engine();
+    for (std::size_t page = 0; page < from.at(index).pages();) {
+      const std::size_t run = std::min<std::size_t>(from.at(index).pages() - page, random() % (seed * 20) + 1);
+      const unsigned kind = random() % 4;  // 0: hole, 1: zeros that are allocated, else data that tells pages apart
+      for (std::size_t i = page; i < page + run && kind != 0; ++i) {
+        std::memset(memory + i * page_size, 0, page_size);
+        if (kind != 1) std::memcpy(memory + i * page_size + random() % 500 * 8, &i, sizeof i);
+        if (kind != 1) memory[i * page_size + page_size - 1] = std::byte{0x5a};
+      }
+      page += run;
+    }
+  }
+  const std::size_t largest_reads[] = {1, 7, 4100, 4104, 4112, 65536, ~std::size_t{0}};
+  Transfer transfer(from, to, skip_holes, largest_reads[seed % 7]);
+  auto scanner = PageScanner::of(from);
+  REQUIRE(scanner->begin_first_pass().has_value());
+  PartBounds small;
+  small.bytes = 300000;
+  for (auto end = PassEnd::bound; end == PassEnd::bound;) {
+    end = run_pass(*scanner, transfer.sink, *transfer.stop, small).value();
+    transfer.end_body_and_read();
+  }
+  transfer.finish();
+  CHECK(equal(from, to));
+  CHECK(transfer.received.normal_pages.get() == transfer.sent.normal_pages.get());
+  CHECK(transfer.received.zero_pages.get() == transfer.sent.zero_pages.get());
+  CHECK(transfer.reader.position() == transfer.channel.bytes.size());
+}
+
+TEST_CASE("Transfer.what_was_read_in_the_wrong_place_is_given_back_to_its_last_byte") {
+  RamMap from = map_of({64});
+  RamMap to = map_of({64});
+  leave_noise(to, Old::everywhere);
+  std::memset(from.at(0).engine(), 0x33, 40 * page_size);
+  Transfer transfer(from, to, false);
+  auto scanner = PageScanner::of(from);
+  REQUIRE(scanner->begin_first_pass().has_value());
+  REQUIRE(bool(run_whole_pass(*scanner, transfer.sink, *transfer.stop)));
+  REQUIRE(transfer.sink.end_body().has_value());
+  REQUIRE(transfer.sink.finish_pass().has_value());
+  Bytes tail(20000);
+  for (std::size_t i = 0; i < tail.size(); ++i) tail[i] = static_cast<std::byte>(i * 7 + i / 256);
+  transfer.channel.bytes.insert(transfer.channel.bytes.end(), tail.begin(), tail.end());
+  // The first page comes alone, so that all that follows is read by a guess.
+  REQUIRE(transfer.reader.peek(1).has_value());
+  REQUIRE(bool(transfer.body_reader.read_body()));
+  Bytes rest(tail.size());
+  REQUIRE(bool(transfer.reader.read_exact(rest)));
+  CHECK(rest == tail);
+  CHECK(transfer.reader.at_end().value());
+  transfer.finish();
+  CHECK(equal(from, to));
+}
+
+TEST_CASE("Transfer.a_guess_is_taken_where_memory_is_warm_and_not_where_it_is_a_hole") {
+  const bool warm = GENERATE(true, false);
+  RamMap from = map_of({2000});
+  RamMap to = map_of({2000});
+  leave_noise(to, warm ? Old::everywhere : Old::none);
+  std::memset(from.at(0).engine(), 0x44, 2000 * page_size);
+  Transfer transfer(from, to, false, 150000);
+  auto scanner = PageScanner::of(from);
+  REQUIRE(scanner->begin_first_pass().has_value());
+  transfer.send_pass(*scanner);
+  transfer.finish();
+  CHECK(equal(from, to));
+  CHECK(transfer.channel.read_in_pieces == warm);
 }
 
 TEST_CASE("Transfer.a_first_pass_cut_into_small_parts_and_short_arrives_whole") {
@@ -192,7 +293,22 @@ TEST_CASE("Transfer.what_the_destination_held_before_is_gone") {
   auto scanner = PageScanner::of(from);
   REQUIRE(scanner->begin_first_pass().has_value());
   transfer.send_pass(*scanner);
+  CHECK(to.at(0).allocated_bytes().value() == 64 * page_size);
+  transfer.finish();
+  CHECK(to.at(0).allocated_bytes().value() == page_size);
   CHECK(equal(from, to));
+}
+
+TEST_CASE("StorePlain.a_delta_for_a_stale_page_applies_to_zeros") {
+  RamMap to = map_of({4});
+  leave_noise(to, Old::everywhere);
+  const auto store = StorePlain::make(to).value();
+  const auto page = store->page_to_change(to.prove(0, page_size, page_size).value()).value();
+  CHECK(std::all_of(page.begin(), page.end(), [](std::byte byte) { return byte == std::byte{0}; }));
+  page[1] = std::byte{9};
+  REQUIRE(store->finish().has_value());
+  CHECK(to.at(0).engine()[page_size + 1] == std::byte{9});
+  CHECK(to.at(0).allocated_bytes().value() == page_size);
 }
 
 TEST_CASE("SinkStream.writes_the_records_of_the_format") {
