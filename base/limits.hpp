@@ -43,8 +43,8 @@ inline constexpr std::size_t return_path_payload = 512;
 // --- time -----------------------------------------------------------------------------------------------
 // A peer that connects to the incoming port must have sent its 8-byte header by then, or it was a probe.
 inline constexpr auto header_wait = 10s;
-// A peer that stops sending in the middle of a stream. Generous: a paused source (pre-switchover) sends nothing.
-inline constexpr auto quiet_stream = 0s;  // 0: no bound, and nothing asks it; the control socket's cancel ends the wait
+// There is no bound on silence in the middle of a stream: a source that waits in pre-switchover sends nothing for as
+// long as its user likes. migrate_cancel ends the wait.
 // Without a description the end is certain only when nothing more comes (stream.md 11.2).
 inline constexpr auto end_quiet_time = 2s;
 

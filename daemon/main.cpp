@@ -69,9 +69,8 @@ class Daemon {
     service::notify_ready("waiting for commands");
     loop_.run();
     service::notify_stopping();
-    service_.shut_down();
+    log::info("ends: {}", service_.shut_down());
     server_.shut_down();
-    log::info("ended");
     return exit_status_;
   }
 
@@ -121,7 +120,8 @@ class Daemon {
     constexpr std::array signals = {SIGTERM, SIGINT};
     loop_.on_signals(signals, [this](int signal) {
       // What is cancelled is reported before the end is.
-      log::info("signal {}: {}", signal, service_.shut_down());
+      log::info("signal {}", signal);
+      service_.shut_down();
       server_.announce_shutdown(qmp::ShutdownCause::host_signal);
       loop_.stop();
     });

@@ -25,8 +25,6 @@ class PageSink {
   virtual Result<void> send(const PageBatch& batch) = 0;
   // Every page of the pass is out of our hands before a page of the next one can overtake it.
   virtual Result<void> finish_pass() = 0;
-  // Nothing more will come.
-  virtual Result<void> finish() = 0;
   // Bytes put on the wire so far, for rates and limits.
   virtual std::uint64_t bytes_sent() const noexcept = 0;
 };

@@ -6,7 +6,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <unordered_set>
 
 namespace migrationd::ram {
 
@@ -48,29 +47,6 @@ Result<std::vector<stream::RamSetupBlock>> read_ram_setup(transports::BufferedRe
     list.push_back(std::move(block));
   }
   return list;
-}
-
-Result<void> check_blocks(const RamMap& map, const std::vector<stream::RamSetupBlock>& list) {
-  std::unordered_set<std::size_t> named;
-  for (const auto& block : list) {
-    const auto index = map.find(block.name);
-    if (!index)
-      return machine_error(fmt::format("the source has block '{}', this machine has not", printable(block.name)));
-    const RamBlock& own = map.at(*index);
-    if (own.length() != block.used_length)
-      return machine_error(fmt::format("block '{}' has {} bytes at the source and {} here", printable(block.name),
-                                       hex(block.used_length), hex(own.length())));
-    if (block.page_size && *block.page_size != own.backing_page())
-      return machine_error(fmt::format("block '{}' has pages of {} bytes at the source and of {} here",
-                                       printable(block.name), *block.page_size, own.backing_page()));
-    if (!named.insert(*index).second)
-      return wire_error(fmt::format("block '{}' is listed twice", printable(block.name)));
-  }
-  for (std::size_t index = 0; index < map.size(); ++index)
-    if (!named.contains(index))
-      return machine_error(
-          fmt::format("this machine has block '{}', the source has not", printable(map.at(index).name())));
-  return {};
 }
 
 RamSectionReader::RamSectionReader(transports::BufferedReader& reader, RamMap& map, PageStore& store,

@@ -33,10 +33,6 @@ namespace migrationd::ram {
 Result<std::vector<stream::RamSetupBlock>> read_ram_setup(transports::BufferedReader& reader,
                                                           stream::RamSetupOptions options);
 
-// Compares the list with a machine's memory: a block that is missing here, missing there, or of another length is an
-// error that names it. Page sizes, where the list has them, must be equal too.
-Result<void> check_blocks(const RamMap& map, const std::vector<stream::RamSetupBlock>& list);
-
 class RamSectionReader {
  public:
   // All of them outlive it.

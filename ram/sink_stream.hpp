@@ -43,12 +43,9 @@ class SinkStream final : public PageSink {
   Result<void> send(const PageBatch& batch) override;
   // Flushes the writer.
   Result<void> finish_pass() override;
-  Result<void> finish() override { return finish_pass(); }
   std::uint64_t bytes_sent() const noexcept override { return counters_.transferred.get(); }
   // The EOS record that ends a section's body; the footer is the caller's. Flushes nothing.
   Result<void> end_body();
-  // The next record names its block: after a change of the block list.
-  void forget_block() noexcept { current_block_.reset(); }
 
  private:
   Result<void> send_pages(std::size_t block, PageRun run);

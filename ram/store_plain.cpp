@@ -21,7 +21,7 @@ bool is_huge(const RamBlock& block) noexcept { return block.backing_page() != pa
 StorePlain::StorePlain(RamMap& map) : map_(map) {
   for (std::size_t index = 0; index < map.size(); ++index) {
     const Bitmap none(map.at(index).pages());
-    blocks_.push_back(Block{none, none, none, none});
+    blocks_.push_back(Block{none, none, none});
   }
 }
 
@@ -128,7 +128,6 @@ Result<void> StorePlain::place(const GuestSpan& span, std::span<const iovec> pag
     }
   }
   block.stored.set_range(first, pages.size());
-  block.received.set_range(first, pages.size());
   block.stale.clear_range(first, pages.size());
   return {};
 }
@@ -149,7 +148,6 @@ Result<void> StorePlain::place_zero(const GuestSpan& span) {
   const std::size_t end = first + span.length() / page_size;
   clear(map_.at(span.block()), block.stored, first, end);
   clear(map_.at(span.block()), block.stale, first, end);
-  block.received.set_range(first, end - first);
   block.stale.clear_range(first, end - first);
   return {};
 }
@@ -160,7 +158,6 @@ Result<std::span<std::byte>> StorePlain::page_to_change(const GuestSpan& page) {
   // A delta for a page that never came is a delta to zeros.
   clear(map_.at(page.block()), block.stale, number, number + 1);
   block.stored.set(number);
-  block.received.set(number);
   block.stale.clear(number);
   return map_.memory(page);
 }
@@ -180,7 +177,6 @@ void StorePlain::placed(const GuestSpan& span) {
   const std::size_t first = span.offset() / page_size;
   const std::size_t count = span.length() / page_size;
   block.stored.set_range(first, count);
-  block.received.set_range(first, count);
   block.stale.clear_range(first, count);
 }
 
@@ -204,10 +200,6 @@ Result<void> StorePlain::forget_stale(std::size_t index) {
 Result<void> StorePlain::finish() {
   for (std::size_t index = 0; index < blocks_.size(); ++index) MD_CHECK(forget_stale(index));
   return {};
-}
-
-std::uint64_t StorePlain::pages_never_received(std::size_t block) const noexcept {
-  return blocks_[block].received.size() - blocks_[block].received.count();
 }
 
 }  // namespace migrationd::ram

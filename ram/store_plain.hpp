@@ -41,16 +41,11 @@ class StorePlain final : public PageStore {
   void placed(const GuestSpan& span) override;
   Result<void> finish() override;
 
-  // Pages of the block that no record ever named. 0 for every block is what an honest source without skip-holes
-  // sends; QEMU may leave out unplugged and ballooned pages (stream.md 5.3).
-  std::uint64_t pages_never_received(std::size_t block) const noexcept;
-
  private:
   struct Block {
-    Bitmap stored;    // holds bytes of ours
-    Bitmap mapped;    // stored more than once, or populated: the engine view is used from now on
-    Bitmap received;  // stored, or a zero record came
-    Bitmap stale;     // allocated and holds bytes nobody wants; never together with `received`
+    Bitmap stored;  // holds bytes of ours
+    Bitmap mapped;  // stored more than once, or populated: the engine view is used from now on
+    Bitmap stale;   // allocated and holds bytes nobody wants; never together with `stored`
   };
   explicit StorePlain(RamMap& map);
   Result<void> note_stale(std::size_t index);

@@ -65,7 +65,10 @@ void plan_child(SpawnPlan& plan, int child_input, int child_output) {
   sigset_t signals;
   sigemptyset(&signals);
   ::posix_spawnattr_setsigmask(&plan.attributes, &signals);
-  for (const int signal : {SIGPIPE, SIGTERM, SIGINT, SIGHUP, SIGCHLD}) sigaddset(&signals, signal);
+  // All that can be set: who started us may have had some ignored (nohup, a shell's background job).
+  for (int signal = 1; signal < SIGRTMIN; ++signal) {
+    if (signal != SIGKILL && signal != SIGSTOP) sigaddset(&signals, signal);
+  }
   ::posix_spawnattr_setsigdefault(&plan.attributes, &signals);
   ::posix_spawnattr_setpgroup(&plan.attributes, 0);
   ::posix_spawnattr_setflags(&plan.attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);

@@ -17,6 +17,12 @@ using qmp::Empty;
 using qmp::QmpResult;
 namespace cmd = qmp::cmd;
 
+// What a command without a result answers.
+inline QmpResult<Empty> reply(const Result<void>& result) {
+  if (!result) return qmp::QmpError(result.error());
+  return Empty{};
+}
+
 // What every family has: the state, by reference.
 class HandlerFamily {
  public:

@@ -8,11 +8,6 @@
 namespace migrationd::control {
 namespace {
 
-QmpResult<Empty> reply(const Result<void>& result) {
-  if (!result) return qmp::QmpError(result.error());
-  return Empty{};
-}
-
 qmp::QmpError instance_not_found() { return qmp::QmpError("Instance not found", qmp::ErrorClass::device_not_found); }
 
 }  // namespace

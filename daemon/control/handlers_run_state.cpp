@@ -4,11 +4,6 @@
 namespace migrationd::control {
 namespace {
 
-QmpResult<Empty> reply(const Result<void>& result) {
-  if (!result) return qmp::QmpError(result.error());
-  return Empty{};
-}
-
 // A machine in migrationd's hands has no reset line and no power button: its devices are bytes, or its own threads.
 // Success here would let a client wait for ever for what cannot happen.
 qmp::QmpError no_such_button(std::string_view command) {

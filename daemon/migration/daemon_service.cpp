@@ -95,6 +95,7 @@ void DaemonService::start_status(Direction direction) {
 
 void DaemonService::fail_at_once(const Error& error) {
   error_text_ = error.text();
+  log::error("migration refused: {}", error.text());
   take_status(MigrationStatus::failed);
 }
 
@@ -106,7 +107,7 @@ Result<void> DaemonService::check_idle() const {
   return {};
 }
 
-Result<std::unique_ptr<DaemonService::Run>> DaemonService::new_run(Direction) {
+Result<std::unique_ptr<DaemonService::Run>> DaemonService::new_run() {
   static std::uint64_t last_id = 0;
   auto run = std::make_unique<Run>(*this);
   run->id = ++last_id;
@@ -122,7 +123,7 @@ Result<void> DaemonService::migrate(const transports::Address& address, bool res
   if (resume) return plan_error("Cannot resume if there is no paused migration");
   MD_CHECK(check_idle());
   MD_CHECK(run_control_.check_may_migrate());
-  MD_TRY(auto run, new_run(Direction::outgoing));
+  MD_TRY(auto run, new_run());
 
   start_status(Direction::outgoing);
   transports::ConnectOptions connect;
@@ -170,7 +171,7 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
     return plan_error("'-incoming' was not specified on the command line");
   }
   if (lifecycle_.in_progress()) return plan_error("The incoming migration has already been started");
-  MD_TRY(auto run, new_run(Direction::incoming));
+  MD_TRY(auto run, new_run());
 
   transports::ListenOptions listen;
   listen.allow_exec = options_.allow_exec;
@@ -244,13 +245,15 @@ void DaemonService::finish_run(std::uint64_t id) {
 
 void DaemonService::log_summary(const Run& run, const Result<void>& result) const {
   const Progress& progress = *run.progress;
-  const auto elapsed = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - started_).count();
-  const std::string text = fmt::format(
-      "{} {}: {}: {} ms total, {} ms setup, {:.3f} ms downtime, {} bytes, {} pages, {} zero pages, {} passes",
-      run.source ? "migration to" : "migration from", printable(last_peer_, 200),
-      result ? "completed" : result.error().text(), elapsed, progress.setup_ms.load(),
-      static_cast<double>(progress.downtime_us.load()) / 1000, progress.transferred.load(),
-      progress.normal_pages.load(), progress.zero_pages.load(), progress.passes.load());
+  std::string text = fmt::format("migration {} {}: {}: {} ms total, {} bytes, {} pages, {} zero pages",
+                                 run.source ? "to" : "from", printable(last_peer_, 200),
+                                 result ? "completed" : result.error().text(), milliseconds_since(started_),
+                                 progress.transferred.load(), progress.normal_pages.load(), progress.zero_pages.load());
+  // Setup, standstill and passes are the source's to know.
+  if (run.source) {
+    text += fmt::format(", {} ms setup, {:.3f} ms downtime, {} passes", progress.setup_ms.load(),
+                        static_cast<double>(progress.downtime_us.load()) / 1000, progress.passes.load());
+  }
   if (result || result.error().is_cancelled()) {
     log::info("{}", text);
   } else {
@@ -307,26 +310,30 @@ Result<void> DaemonService::cont() {
 
 std::string DaemonService::shut_down() {
   worker_.reset();
-  if (!run_) {
-    if (!machine_ || run_control_.ownership() == Ownership::none) return "no machine was held";
-    if (run_control_.ownership() == Ownership::handed_over) return "the machine had been handed over before";
-    return machine_->kind() == MachineKind::parked
-               ? "the parked machine is lost: it was held in memory only and had not been handed over"
-               : "the machine ends with this process";
+  if (run_) {
+    if (lifecycle_.cancel()) emit_status();
+    run_->stop->request();
+    run_->thread.join();
+    finish_run(run_->id);
   }
-  const bool outgoing = run_->source != nullptr;
-  if (lifecycle_.cancel()) emit_status();
-  run_->stop->request();
-  run_->thread.join();
-  finish_run(run_->id);
-  if (!outgoing) return "the incoming migration was cancelled: the machine stays with its source";
-  if (run_control_.ownership() == Ownership::handed_over) {
-    return "the running migration had just completed: the peer has the machine";
+  return fate_of_machine();
+}
+
+// After everything has ended: in one sentence, for the log.
+std::string DaemonService::fate_of_machine() const {
+  switch (run_control_.ownership()) {
+    case Ownership::none:
+      return "no machine was held; one that was arriving stays with its source";
+    case Ownership::handed_over:
+      return "the machine has been handed over: the peer has it";
+    case Ownership::unknown:
+      return "the machine was sent and nobody answered: the peer may have it";
+    case Ownership::ours:
+      break;
   }
-  if (run_control_.ownership() == Ownership::unknown) {
-    return "the running migration was past its last byte and nobody answered: the peer may have the machine";
-  }
-  return "the running migration was cancelled; the machine was ours and ends with this process";
+  if (run_control_.state() == qmp::RunState::postmigrate) return "the machine was saved to a file";
+  return machine_->kind() == MachineKind::parked ? "the parked machine is lost: it was held in memory only"
+                                                 : "the machine ends with this process";
 }
 
 }  // namespace migrationd::migration

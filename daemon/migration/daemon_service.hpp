@@ -83,9 +83,10 @@ class DaemonService final : public MigrationService {
   class Worker;
   class PostingEvents;
 
-  Result<std::unique_ptr<Run>> new_run(Direction direction);
+  Result<std::unique_ptr<Run>> new_run();
   void start_status(Direction direction);
   void fail_at_once(const Error& error);
+  std::string fate_of_machine() const;
   void take_status(qmp::MigrationStatus status);
   void take_pass(std::uint64_t pass);
   void emit_status();

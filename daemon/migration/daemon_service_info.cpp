@@ -20,11 +20,6 @@ bool is_active_like(MigrationStatus status) noexcept {
          status == MigrationStatus::device || status == MigrationStatus::cancelling;
 }
 
-std::uint64_t milliseconds_since(Clock::time_point start) {
-  return static_cast<std::uint64_t>(
-      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count());
-}
-
 qmp::MachineOwner owner_of(Ownership ownership) noexcept {
   switch (ownership) {
     case Ownership::none:

@@ -13,6 +13,7 @@
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/socket.h>
 
 #include <utility>
 
@@ -92,6 +93,11 @@ Result<void> MigrationDestination::accept() {
 Result<void> MigrationDestination::read_preamble() {
   auto header = decode_next(*reader_, stream::decode_header);
   if (!header) return std::move(header).error().with("load the stream's header");
+  // Every source sends the configuration with the header; one that does not would hold the place for ever.
+  if (reader_->buffered().empty()) {
+    MD_TRY(const bool quiet, source_is_quiet(limits::header_wait));
+    if (quiet) return wire_error("the source sent a header and nothing behind it in time");
+  }
   auto decoded = decode_next(*reader_, stream::decode_configuration);
   if (!decoded) return std::move(decoded).error().with("load the configuration section");
   stream::Configuration& received = *decoded;
@@ -245,7 +251,7 @@ Result<void> MigrationDestination::read_devices() {
 Result<void> MigrationDestination::read_tail(stream::DeviceTail& tail) {
   while (true) {
     if (reader_->buffered().empty()) {
-      MD_TRY(const bool quiet, source_is_quiet());
+      MD_TRY(const bool quiet, source_is_quiet(limits::end_quiet_time));
       if (quiet && tail.size() > 0) {
         MD_TRY(const auto progress, tail.quiet());
         if (progress == stream::TailProgress::complete) return {};
@@ -266,11 +272,10 @@ Result<void> MigrationDestination::read_tail(stream::DeviceTail& tail) {
   }
 }
 
-// True when nothing came for limits::end_quiet_time. Files are never quiet.
-Result<bool> MigrationDestination::source_is_quiet() {
+// True when nothing came for so long. Files are never quiet.
+Result<bool> MigrationDestination::source_is_quiet(std::chrono::milliseconds wait) {
   if (channel_->readable_fd() < 0) return false;
   pollfd fds[] = {{channel_->readable_fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}};
-  const auto wait = std::chrono::duration_cast<std::chrono::milliseconds>(limits::end_quiet_time);
   const int ready = ::poll(fds, 2, static_cast<int>(wait.count()));
   if (ready < 0 && errno != EINTR) return Error::from_errno("wait for the source");
   return ready == 0;
@@ -313,10 +318,15 @@ Result<void> MigrationDestination::tell_source(const stream::ReturnMessage& mess
   return channel_->write({&piece, 1});
 }
 
+// Also after a cancel, when the channel itself refuses to write: a source that has sent everything would otherwise
+// believe the outcome unknown, and keep its guest stopped, for a machine that nobody has.
 void MigrationDestination::report_failure() noexcept {
-  if (!return_path_open_ || stop_.requested()) return;
-  // The source learns it from the closed connection as well.
-  [[maybe_unused]] auto told = tell_source(stream::reply::Shut{1});
+  if (!return_path_open_) return;
+  ByteWriter out;
+  stream::encode_return_message(out, stream::reply::Shut{1});
+  // What is no socket has no other word than its closing.
+  [[maybe_unused]] const auto sent =
+      ::send(channel_->readable_fd(), out.view().data(), out.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 }  // namespace migrationd::migration

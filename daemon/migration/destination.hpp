@@ -70,7 +70,7 @@ class MigrationDestination {
   Result<void> read_footer(std::uint32_t section_id, std::string_view name);
   Result<void> tell_source(const stream::ReturnMessage& message);
   Result<void> read_tail(stream::DeviceTail& tail);
-  Result<bool> source_is_quiet();
+  Result<bool> source_is_quiet(std::chrono::milliseconds wait);
   void report_failure() noexcept;
 
   DestinationPlan plan_;

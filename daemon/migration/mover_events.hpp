@@ -30,6 +30,11 @@ class MoverEvents {
 
 using Clock = std::chrono::steady_clock;
 
+inline std::uint64_t milliseconds_since(Clock::time_point start) {
+  return static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count());
+}
+
 struct Progress {
   std::atomic<std::uint64_t> ram_total{0};      // bytes
   std::atomic<std::uint64_t> transferred{0};    // bytes on the wire, main channel

@@ -73,8 +73,6 @@ Result<DestinationPlan> make_destination_plan(const Capabilities& capabilities,
   }
   DestinationPlan plan;
   plan.switchover_ack = capabilities.has(Capability::switchover_ack);
-  plan.skip_holes = capabilities.has(Capability::skip_holes);
-  plan.validate_uuid = capabilities.has(Capability::validate_uuid);
   return plan;
 }
 

@@ -33,8 +33,6 @@ struct SourcePlan {
 
 struct DestinationPlan {
   bool switchover_ack = false;
-  bool skip_holes = false;
-  bool validate_uuid = false;
 };
 
 // Errors: ErrorKind::plan, QEMU's texts.

@@ -39,7 +39,9 @@ void ReturnPathReader::run() {
   ::pthread_setname_np(::pthread_self(), "return-path");
   auto answer = read_messages();
   if (answer) {
-    finish(*answer, Error(ErrorKind::peer, "Sibling indicated error 1"));
+    finish(*answer, *answer == PeerAnswer::premature
+                        ? wire_error("the destination reported success before the end of the stream")
+                        : Error(ErrorKind::peer, "Sibling indicated error 1"));
   } else {
     finish(PeerAnswer::lost, std::move(answer).error().with("return path"));
   }
@@ -49,8 +51,9 @@ void ReturnPathReader::finish(PeerAnswer answer, Error why) {
   why_ = std::move(why);
   answer_.store(answer, std::memory_order_release);
   answered_->open();
-  // A peer that refused the machine need not read on: the mover may be blocked in a write to it.
-  if (answer == PeerAnswer::failure) channel_.shutdown();
+  // A peer that refused the machine, or took it before it had it all, need not read on: the mover may be blocked in a
+  // write to it.
+  if (answer == PeerAnswer::failure || answer == PeerAnswer::premature) channel_.shutdown();
 }
 
 Result<PeerAnswer> ReturnPathReader::read_messages() {
@@ -68,7 +71,8 @@ Result<PeerAnswer> ReturnPathReader::read_messages() {
 
     const stream::ReturnMessage& message = decoded.value();
     if (const auto* shut = std::get_if<stream::reply::Shut>(&message)) {
-      return shut->value == 0 ? PeerAnswer::success : PeerAnswer::failure;
+      if (shut->value != 0) return PeerAnswer::failure;
+      return success_due_.load(std::memory_order_acquire) ? PeerAnswer::success : PeerAnswer::premature;
     }
     if (std::holds_alternative<stream::reply::SwitchoverAck>(message)) {
       acknowledged_.store(true, std::memory_order_release);

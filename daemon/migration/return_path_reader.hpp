@@ -20,9 +20,10 @@ namespace migrationd::migration {
 
 enum class PeerAnswer : std::uint8_t {
   none,
-  success,  // SHUT 0
-  failure,  // SHUT not 0
-  lost,     // the connection ended, or what came was not a message
+  success,    // SHUT 0
+  premature,  // SHUT 0 before it can have had everything
+  failure,    // SHUT not 0
+  lost,       // the connection ended, or what came was not a message
 };
 
 class ReturnPathReader {
@@ -33,13 +34,15 @@ class ReturnPathReader {
 
   PeerAnswer answer() const noexcept { return answer_.load(std::memory_order_acquire); }
   bool switchover_acknowledged() const noexcept { return acknowledged_.load(std::memory_order_acquire); }
+  // The last bytes are about to go out: success is no longer premature. Before this it breaks the channel.
+  void expect_success() noexcept { success_due_.store(true, std::memory_order_release); }
   // Blocks until an answer is there (also `lost`), or the stop.
   Result<void> wait_for_answer() const { return answered_->wait(stop_); }
   // The same, but not longer than `limit`; what is there then.
   PeerAnswer wait_for_answer(std::chrono::milliseconds limit) const;
   // Readable once an answer is there; for poll(2).
   int answered_fd() const noexcept { return answered_->fd(); }
-  // Why the answer is `failure` or `lost`; call only then.
+  // Why the answer is neither `none` nor `success`; call only then.
   Error why() const;
 
  private:
@@ -53,6 +56,7 @@ class ReturnPathReader {
   std::unique_ptr<Gate> answered_;
   std::atomic<PeerAnswer> answer_{PeerAnswer::none};
   std::atomic<bool> acknowledged_{false};
+  std::atomic<bool> success_due_{false};
   // Written before answered_ opens, read after.
   Error why_;
   std::thread thread_;

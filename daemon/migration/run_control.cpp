@@ -109,9 +109,11 @@ std::string RunControl::outgoing_state_name() const {
 Result<bool> RunControl::abort_switchover() {
   const std::lock_guard lock(mutex_);
   if (state_ != RunState::finish_migrate) return false;
-  state_ = state_before_;
+  // Paused until the guest really runs: query-status does not claim more than is so.
+  state_ = state_before_ == RunState::running ? RunState::paused : state_before_;
   if (state_before_ != RunState::running) return false;
   MD_CHECK(machine_->resume());
+  state_ = RunState::running;
   return true;
 }
 

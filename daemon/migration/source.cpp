@@ -25,10 +25,6 @@ constexpr auto peers_word_wait = std::chrono::milliseconds(200);
 // Everything is sent, but the destination has not acknowledged the switchover: look again after this.
 constexpr auto acknowledge_poll = std::chrono::milliseconds(5);
 
-std::int64_t milliseconds_since(Clock::time_point start) {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count();
-}
-
 }  // namespace
 
 MigrationSource::MigrationSource(SourcePlan plan, transports::OutgoingTarget target,
@@ -100,7 +96,7 @@ Result<void> MigrationSource::set_up_memory() {
   ByteWriter early;
   for (const DeviceSection& section : machine_.early_sections()) stream::encode_device_section(early, section);
   MD_CHECK(writer_->append(early.view()));
-  progress_.setup_ms = milliseconds_since(started_);
+  progress_.setup_ms = static_cast<std::int64_t>(milliseconds_since(started_));
   events_.status(MigrationStatus::active);
   return {};
 }
@@ -108,7 +104,7 @@ Result<void> MigrationSource::set_up_memory() {
 Result<void> MigrationSource::iterate() {
   while (true) {
     if (stop_.requested()) return cancelled_error();
-    if (return_path_ && return_path_->answer() != PeerAnswer::none) return premature_answer();
+    if (return_path_ && return_path_->answer() != PeerAnswer::none) return return_path_->why();
     MD_TRY(const bool time_to_look, sender_->send_part());
     if (!time_to_look) continue;
     MD_TRY(const bool may_stop, sender_->synchronise());
@@ -116,13 +112,6 @@ Result<void> MigrationSource::iterate() {
     if (!plan_.switchover_ack || return_path_->switchover_acknowledged()) return {};
     if (sender_->remaining_bytes() == 0 && !stop_.sleep_for(acknowledge_poll)) return cancelled_error();
   }
-}
-
-Error MigrationSource::premature_answer() const {
-  if (return_path_->answer() == PeerAnswer::success) {
-    return wire_error("the destination reported success before the end of the stream");
-  }
-  return return_path_->why();
 }
 
 Result<void> MigrationSource::stop_machine() {
@@ -149,7 +138,7 @@ Result<void> MigrationSource::await_word() {
                   {return_path_ ? return_path_->answered_fd() : -1, POLLIN, 0}};
   while (!continue_gate_.is_open()) {
     if (stop_.requested()) return cancelled_error();
-    if (return_path_ && return_path_->answer() != PeerAnswer::none) return premature_answer();
+    if (return_path_ && return_path_->answer() != PeerAnswer::none) return return_path_->why();
     if (::poll(fds, std::size(fds), -1) < 0 && errno != EINTR) return Error::from_errno("wait for migrate-continue");
   }
   return {};
@@ -175,6 +164,7 @@ Result<void> MigrationSource::send_end() {
   if (stop_.requested()) return cancelled_error();
   // Before append: what is larger than the writer's buffer goes out there and then.
   point_ = Point::eof_tried;
+  if (return_path_) return_path_->expect_success();
   MD_CHECK(writer_->append(out.view()));
   return writer_->flush();
 }
@@ -182,6 +172,8 @@ Result<void> MigrationSource::send_end() {
 Result<void> MigrationSource::await_answer() {
   if (!return_path_) {
     MD_CHECK(channel_->finish_writing());
+    // Whether the disk has it yet is no matter of the guest's standstill: nobody waits to run it.
+    written_at_ = Clock::now();
     MD_CHECK(channel_->sync_to_disk());
   } else {
     MD_CHECK(return_path_->wait_for_answer());
@@ -198,7 +190,7 @@ Result<void> MigrationSource::prefer_peers_word(Result<void> result) {
   const bool cancelled = result.error().is_cancelled();
   const PeerAnswer answer = cancelled ? return_path_->answer() : return_path_->wait_for_answer(peers_word_wait);
   if (answer == PeerAnswer::success && point_ == Point::eof_tried) return {};
-  if (answer == PeerAnswer::failure && !cancelled) return return_path_->why();
+  if ((answer == PeerAnswer::failure || answer == PeerAnswer::premature) && !cancelled) return return_path_->why();
   return result;
 }
 
@@ -208,9 +200,10 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
   const bool peer_refused = return_path_ && return_path_->answer() == PeerAnswer::failure;
   SourceOutcome outcome{std::move(result), Ownership::ours, false};
   if (point_ != Point::before_stop) {
-    progress_.downtime_us = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - stopped_at_).count();
+    progress_.downtime_us =
+        std::chrono::duration_cast<std::chrono::microseconds>(written_at_.value_or(Clock::now()) - stopped_at_).count();
   }
-  progress_.total_ms = milliseconds_since(started_);
+  progress_.total_ms = static_cast<std::int64_t>(milliseconds_since(started_));
   progress_.transferred = writer_ ? writer_->total_written() : 0;
 
   // Protection and throttle are lifted before the guest can run again.

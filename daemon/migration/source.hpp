@@ -75,7 +75,6 @@ class MigrationSource {
   Result<void> await_answer();
 
   SourceOutcome settle(Result<void> result);
-  Error premature_answer() const;
   Result<void> prefer_peers_word(Result<void> result);
 
   SourcePlan plan_;
@@ -91,6 +90,7 @@ class MigrationSource {
 
   Clock::time_point started_ = Clock::now();
   Clock::time_point stopped_at_{};
+  std::optional<Clock::time_point> written_at_;  // one-way targets: all bytes handed over
   Point point_ = Point::before_stop;
   std::unique_ptr<transports::Channel> channel_;
   std::unique_ptr<transports::BufferedWriter> writer_;

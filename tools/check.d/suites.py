@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import counts
+import hugepages
 import processes
 from counts import Counts
 
@@ -75,6 +76,7 @@ def leftovers(done: processes.Done) -> Counts:
 
 # Meson suites that have a row of their own; everything else in tests/meson.build is "unit".
 OWN_ROW = ("lint", "platform", "integration")
+HUGE_PAGES = 64  # of 2 MiB; the largest test takes 8, and some run at the same time
 NOT_UNIT = [word for suite in OWN_ROW for word in ("--no-suite", suite)]
 
 
@@ -83,12 +85,14 @@ def lint(at: Context) -> Counts:
 
 
 def unit(at: Context) -> Counts:
-    return at.meson(at.build, *NOT_UNIT)
+    with hugepages.reserved(HUGE_PAGES):
+        return at.meson(at.build, *NOT_UNIT)
 
 
 def platform(at: Context) -> Counts:
     """What the code assumes of the kernel, each fact a program."""
-    return at.meson(at.build, "--suite", "platform")
+    with hugepages.reserved(HUGE_PAGES):
+        return at.meson(at.build, "--suite", "platform")
 
 
 def integration(at: Context) -> Counts:

@@ -178,7 +178,7 @@ void send_machine(UniqueFd fd, RamMap& map, SinkStream::Options options) {
   must(scanner.begin_first_pass());
   must(run_whole_pass(scanner, sink, *stop));
   must(sink.end_body());
-  must(sink.finish());
+  must(sink.finish_pass());
 }
 
 void receive_into(UniqueFd fd, RamMap& map, std::size_t buffer, const Done& done) {

@@ -260,6 +260,53 @@ def refuses_and_stalls(folder: Path) -> None:
         assert host.run_state() == "running" and host.owner() == "here"
 
 
+@cases.case("trouble/a-peer-that-takes-it-too-early-and-reads-no-more", quick=True)
+def accepts_too_early(folder: Path) -> None:
+    """Success before the end cannot be true: the source keeps its machine, and is not held by a write nobody reads."""
+    with Migrationd(folder, "host", machine=machine(0, ram="64M", working_set="64M")) as host:
+        host.capabilities("return-path")
+        time.sleep(0.2)
+
+        def behave(connection: socket.socket) -> None:
+            connection.recv(1 << 16)
+            time.sleep(0.3)
+            connection.sendall(struct.pack(">HHI", 1, 4, 0))
+        _with_peer(folder, host, behave,
+                   lambda: wait_until(lambda: host.status() == "failed", WITHIN, "the answer to be heard"))
+        assert "before the end of the stream" in host.query_migrate()["error-desc"], host.query_migrate()
+        assert host.run_state() == "running" and host.owner() == "here"
+
+
+@cases.case("trouble/a-header-and-then-silence", quick=True)
+def only_a_header(folder: Path) -> None:
+    """It passes for a source and sends nothing more: it does not keep the one place there is."""
+    with Migrationd(folder, "host") as host:
+        host.incoming(f"unix:{folder}/in")
+        with socket.socket(socket.AF_UNIX) as source:
+            source.connect(f"{folder}/in")
+            source.sendall(streams.header())
+            host.wait(lambda: host.status() == "failed", 20, "the silence to be noticed")
+        assert "nothing behind it" in host.query_migrate()["error-desc"], host.query_migrate()
+        host.incoming(f"unix:{folder}/in2")
+
+
+@cases.case("trouble/a-source-is-told-of-a-cancel", quick=True)
+def cancel_is_told(folder: Path) -> None:
+    """Cancelled at the destination, whatever was sent by then: the source is told that nobody has its machine."""
+    whole = replace(_pages(16), commands=streams.OPEN_RETURN_PATH).bytes()
+    for sent in (whole[:-1], whole[:len(whole) // 2]):
+        with Migrationd(folder, "host") as host:
+            host.incoming(f"unix:{folder}/in")
+            with socket.socket(socket.AF_UNIX) as source:
+                source.settimeout(5)
+                source.connect(f"{folder}/in")
+                source.sendall(sent)
+                host.wait_status("active")
+                time.sleep(0.2)
+                host.qmp.execute("migrate_cancel")
+                assert source.recv(100) == struct.pack(">HHI", 1, 4, 1)
+
+
 # What is left over ------------------------------------------------------------------------------------------------------
 
 def _pages(count: int) -> Stream:
