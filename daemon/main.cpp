@@ -10,7 +10,6 @@
 #include "daemon/control/event_bus.hpp"
 #include "daemon/control/event_loop.hpp"
 #include "daemon/machine/synthetic.hpp"
-#include "daemon/machine/synthetic_options.hpp"
 #include "daemon/migration/daemon_service.hpp"
 #include "daemon/options.hpp"
 #include "daemon/service.hpp"
@@ -99,11 +98,9 @@ class Daemon {
   }
 
   Result<void> make_machine() {
-    if (options_.machine == "parked") return {};
-    auto words = parse_synthetic_options(options_.machine);
-    if (!words) return std::move(words).error().with("--machine");
+    if (!options_.synthetic) return {};
     const auto start = options_.waits ? SyntheticStart::empty : SyntheticStart::filled;
-    auto machine = SyntheticMachine::create(*words, start);
+    auto machine = SyntheticMachine::create(*options_.synthetic, start);
     if (!machine) return std::move(machine).error().with("--machine");
     service_.adopt_machine(std::move(*machine), options_.waits);
     if (options_.waits || options_.paused) return {};

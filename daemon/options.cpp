@@ -23,6 +23,7 @@ constexpr const char* machine_text =
 struct Words {
   std::vector<std::string> qmp;
   std::vector<std::string> incoming;
+  std::string machine = "parked";
   std::string uuid;
   std::string name;
   std::string allow_exec = "on";
@@ -55,12 +56,26 @@ Result<void> take_incoming(const std::vector<std::string>& words, DaemonOptions&
   return {};
 }
 
+Result<void> take_machine(const std::string& word, DaemonOptions& options) {
+  const std::string kind = word.substr(0, word.find(','));
+  if (kind == "synthetic") {
+    auto synthetic = parse_synthetic_options(word);
+    if (!synthetic) return std::move(synthetic).error().with("--machine");
+    options.synthetic = std::move(*synthetic);
+    return {};
+  }
+  if (kind != "parked") return plan_error("--machine: '" + printable(kind) + "' is neither parked nor synthetic");
+  if (word != kind) return plan_error("--machine: parked takes no further words; its machine comes from a source");
+  return {};
+}
+
 Result<void> take_words(const Words& words, DaemonOptions& options) {
   for (const std::string& word : words.qmp) {
     MD_TRY(auto socket, parse_qmp_socket(word));
     options.qmp.push_back(std::move(socket));
   }
   MD_CHECK(take_incoming(words.incoming, options));
+  MD_CHECK(take_machine(words.machine, options));
   if (!words.uuid.empty()) {
     MD_TRY(options.uuid, parse_uuid(words.uuid));
     options.uuid_text = words.uuid;
@@ -84,7 +99,7 @@ Result<ParsedOptions> parse_options(int argc, const char* const* argv) {
   CLI::App app("migrationd: holds one machine and migrates it, driven over QMP, in QEMU's formats", "migrationd");
   app.add_option("--qmp", words.qmp, qmp_text)->expected(1)->take_all()->allow_extra_args(false);
   app.add_option("--incoming", words.incoming, incoming_text)->expected(1)->take_all()->allow_extra_args(false);
-  app.add_option("--machine", options.machine, machine_text);
+  app.add_option("--machine", words.machine, machine_text);
   app.add_flag("--paused", options.paused, "do not start the guest (as QEMU's -S); 'cont' does");
   app.add_option("--name", words.name, "name for query-name and the log");
   app.add_option("--uuid", words.uuid, "the machine's UUID; checked with the capability validate-uuid");

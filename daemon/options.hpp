@@ -8,6 +8,7 @@
 
 #include "base/result.hpp"
 #include "daemon/control/listening_socket.hpp"
+#include "daemon/machine/synthetic_options.hpp"
 #include "protocol/stream/configuration.hpp"
 #include "transports/address.hpp"
 
@@ -22,8 +23,8 @@ struct DaemonOptions {
   // --incoming: `defer` was said, and at most one address.
   bool waits = false;
   std::optional<transports::Address> incoming;
-  std::string machine = "parked";  // --machine
-  bool paused = false;             // --paused
+  std::optional<SyntheticOptions> synthetic;  // --machine; nothing: parked
+  bool paused = false;                        // --paused
   std::optional<std::string> name;
   std::optional<std::string> uuid_text;
   std::optional<stream::Uuid> uuid;
