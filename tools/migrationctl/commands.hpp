@@ -7,6 +7,7 @@
 #include "base/result.hpp"
 #include "tools/migrationctl/qmp_client.hpp"
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -18,7 +19,7 @@ enum ExitCode : int {
   exit_refused = 1,      // the daemon refused, or a check found something wrong
   exit_usage = 2,        // wrong arguments
   exit_unreachable = 3,  // no daemon, or the connection broke
-  exit_failed = 4,       // the migration failed
+  exit_failed = 4,       // the migration failed; cancel: it was not cancelled
   exit_cancelled = 5,    // the migration was cancelled
   exit_needs_force = 6,  // too dangerous without --force
   exit_missing = 7,      // doctor: something that is needed is missing
@@ -39,7 +40,9 @@ struct MigrateOptions {
 Result<int> show_status(QmpClient& client, const Output& output);
 Result<int> migrate(QmpClient& client, const Output& output, const MigrateOptions& options);
 Result<int> incoming(QmpClient& client, const Output& output, const std::string& uri, bool wait);
-Result<int> cancel(QmpClient& client, const Output& output);
+// Waits for the end so long; exit_done when the migration is cancelled or none was running.
+inline constexpr std::chrono::milliseconds cancel_wait{10'000};
+Result<int> cancel(QmpClient& client, const Output& output, std::chrono::milliseconds wait = cancel_wait);
 Result<int> capabilities(QmpClient& client, const Output& output, const std::vector<std::string>& changes);
 Result<int> parameters(QmpClient& client, const Output& output, const std::vector<std::string>& changes);
 Result<int> stop(QmpClient& client, const Output& output);

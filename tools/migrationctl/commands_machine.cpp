@@ -35,14 +35,15 @@ void print_machine(const Json& machine) {
   fmt::print("owner      {}\n", meaning);
 }
 
-void print_migration(const Json& query) {
-  const Sample sample = Sample::from_query(query);
+void print_migration(const Json& query, bool incoming) {
+  const Sample sample = Sample::from_query(query, incoming);
   if (sample.status == "none") {
     fmt::print("migration  none\n");
   } else if (sample.ended()) {
-    fmt::print("migration  {}\n", outcome(sample));
+    // The first column says "migration" already.
+    fmt::print("migration  {}\n", outcome(sample).substr(std::string_view("migration ").size()));
   } else {
-    fmt::print("migration  {}\n", progress_line(sample));
+    fmt::print("migration  {}\n", progress_line(sample, sample.outlook()));
   }
 }
 
@@ -75,7 +76,7 @@ Result<int> show_status(QmpClient& client, const Output& output) {
   if (name.is_object() && name.contains("name")) fmt::print("name       {}\n", name.value("name", ""));
   fmt::print("state      {}\n", run.value("status", "unknown"));
   print_machine(machine);
-  print_migration(query);
+  print_migration(query, run.value("status", "") == "inmigrate");
   return exit_done;
 }
 

@@ -23,7 +23,6 @@ using namespace std::chrono_literals;
 constexpr auto look_interval = 100ms;
 // A log or a pipe gets a line per second, and one per change of state.
 constexpr auto line_interval = 1000ms;
-constexpr auto cancel_wait = 10s;
 
 std::atomic<bool> interrupt_seen{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
@@ -42,13 +41,19 @@ class Display {
   explicit Display(const Output& output) : output_(output) {}
 
   void show(const Sample& sample) {
+    using std::chrono::milliseconds;
     const auto now = std::chrono::steady_clock::now();
     const bool changed = sample.status != last_status_;
-    if (output_.terminal && !output_.json) {
-      fmt::print("\r\x1b[K{}", progress_bar(sample, terminal_width()));
+    // Without numbers nothing new is to be said before the status changes.
+    const bool due = now - last_line_ >= line_interval && (sample.measured || output_.json);
+    const bool redraws = output_.terminal && !output_.json;
+    const auto time = std::chrono::duration_cast<milliseconds>(now.time_since_epoch());
+    const Outlook outlook = forecast_.update(sample, time, !redraws && (changed || due));
+    if (redraws) {
+      fmt::print("\r\x1b[K{}", progress_bar(sample, outlook, terminal_width()));
       drawn_ = true;
-    } else if (changed || now - last_line_ >= line_interval) {
-      print_line(sample);
+    } else if (changed || due) {
+      print_line(sample, outlook);
       last_line_ = now;
     }
     last_status_ = sample.status;
@@ -65,15 +70,16 @@ class Display {
   }
 
  private:
-  void print_line(const Sample& sample) const {
+  void print_line(const Sample& sample, const Outlook& outlook) const {
     if (output_.json) {
-      fmt::print("{}\n", to_json(sample).dump());
+      fmt::print("{}\n", to_json(sample, outlook).dump());
     } else if (!sample.ended()) {
-      fmt::print("{}\n", progress_line(sample));
+      fmt::print("{}\n", progress_line(sample, outlook));
     }
   }
 
   const Output& output_;
+  Forecast forecast_;
   std::chrono::steady_clock::time_point last_line_{};
   std::string last_status_;
   bool drawn_ = false;
@@ -85,15 +91,15 @@ int exit_code(const Sample& sample) {
   return exit_done;
 }
 
-Result<Sample> look(QmpClient& client) {
+Result<Sample> look(QmpClient& client, bool incoming) {
   MD_TRY(const Json query, client.execute("query-migrate"));
-  return Sample::from_query(query);
+  return Sample::from_query(query, incoming);
 }
 
-Result<int> watch(QmpClient& client, const Output& output) {
+Result<int> watch(QmpClient& client, const Output& output, bool incoming) {
   Display display(output);
   while (true) {
-    MD_TRY(const Sample sample, look(client));
+    MD_TRY(const Sample sample, look(client, incoming));
     display.show(sample);
     if (sample.ended()) {
       display.finish(sample);
@@ -106,6 +112,25 @@ Result<int> watch(QmpClient& client, const Output& output) {
     }
     pause_for(look_interval);
   }
+}
+
+// The answer to "is it gone?": yes on standard output, everything else is a failure of what was asked for.
+int cancel_result(const Sample& sample, const Output& output, std::chrono::milliseconds waited) {
+  if (sample.status == "cancelled") {
+    if (!output.json) fmt::print("{}\n", outcome(sample));
+    return exit_done;
+  }
+  if (sample.ended()) {
+    fmt::print(stderr, "migrationctl: not cancelled: {}\n", outcome(sample));
+    return exit_failed;
+  }
+  if (interrupted()) {
+    fmt::print(stderr, "migrationctl: no longer waiting; the migration is {}\n", sample.status);
+    return exit_interrupted;
+  }
+  fmt::print(stderr, "migrationctl: asked to end, but after {} the migration is still {}\n",
+             duration_text(static_cast<std::uint64_t>(waited.count())), sample.status);
+  return exit_failed;
 }
 
 // A URI, or the structured form: a list of channels, or one address.
@@ -137,7 +162,7 @@ Result<int> migrate(QmpClient& client, const Output& output, const MigrateOption
   if (options.resume) arguments["resume"] = true;
   MD_CHECK(client.execute("migrate", std::move(arguments)));
   if (options.detach) return exit_done;
-  return watch(client, output);
+  return watch(client, output, false);
 }
 
 Result<int> incoming(QmpClient& client, const Output& output, const std::string& uri, bool wait) {
@@ -155,26 +180,26 @@ Result<int> incoming(QmpClient& client, const Output& output, const std::string&
     std::fflush(stdout);
   }
   if (!wait) return exit_done;
-  return watch(client, output);
+  return watch(client, output, true);
 }
 
-Result<int> cancel(QmpClient& client, const Output& output) {
-  MD_TRY(const Sample before, look(client));
-  MD_CHECK(client.execute("migrate_cancel"));
-  const auto deadline = std::chrono::steady_clock::now() + cancel_wait;
-  MD_TRY(Sample sample, look(client));
-  while (sample.status == "cancelling" && std::chrono::steady_clock::now() < deadline && !interrupted()) {
+Result<int> cancel(QmpClient& client, const Output& output, std::chrono::milliseconds wait) {
+  MD_TRY(const Sample before, look(client, false));
+  const bool idle = before.status == "none" || before.ended();
+  if (!idle) MD_CHECK(client.execute("migrate_cancel"));
+  Sample sample = before;
+  const auto deadline = std::chrono::steady_clock::now() + wait;
+  while (!idle) {
+    MD_TRY(sample, look(client, before.incoming));
+    if (sample.ended() || interrupted() || std::chrono::steady_clock::now() >= deadline) break;
     pause_for(look_interval);
-    MD_TRY(sample, look(client));
   }
-  if (output.json) {
-    fmt::print("{}\n", to_json(sample).dump());
-  } else if (before.ended() || before.status == "none") {
-    fmt::print("no migration was running\n");
-  } else {
-    fmt::print("{}\n", outcome(sample));
+  if (output.json) fmt::print("{}\n", to_json(sample, sample.outlook()).dump());
+  if (idle) {
+    if (!output.json) fmt::print("no migration was running\n");
+    return exit_done;
   }
-  return exit_done;
+  return cancel_result(sample, output, wait);
 }
 
 }  // namespace migrationd::ctl

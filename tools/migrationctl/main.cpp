@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
@@ -84,7 +85,7 @@ void add_commands(CLI::App& app, Options& options, Action& action) {
   sub = command("cont", "let the machine run",
                 [](QmpClient& client, const Options& o) { return cont(client, o.output, o.force); });
   sub->add_flag("--force", options.force, "even if the machine was handed over: two running copies destroy its disks");
-  command("cancel", "end the outgoing migration; the machine goes on here",
+  command("cancel", "end the migration, outgoing or incoming; the machine stays with its source",
           [](QmpClient& client, const Options& o) { return cancel(client, o.output); });
   command("verify-machine", "check the memory of a synthetic machine",
           [](QmpClient& client, const Options& o) { return verify_machine(client, o.output); });
@@ -93,6 +94,18 @@ void add_commands(CLI::App& app, Options& options, Action& action) {
   sub->add_option("COMMAND", options.command, "its name")->required();
   sub->add_option("JSON", options.arguments, "its arguments, an object");
   app.add_subcommand("doctor", "what this host allows, and how to mend what it does not");
+}
+
+// CLI11 says only that a command is missing when there is a word that is none. Empty when that is not what was wrong.
+std::string unknown_command(const CLI::App& app) {
+  if (!app.get_subcommands().empty()) return {};
+  const auto extras = app.remaining();
+  const auto word = std::find_if(extras.begin(), extras.end(), [](const auto& one) { return !one.starts_with('-'); });
+  if (word == extras.end()) return {};
+  std::string names;
+  for (const CLI::App* const command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names += (names.empty() ? "" : ", ") + command->get_name();
+  return fmt::format("unknown command '{}' ({}); --help says more", printable(*word), names);
 }
 
 int exit_code(const Error& error) {
@@ -121,7 +134,7 @@ int main(int argc, char** argv) {
   Options options;
   Action action;
   CLI::App app("migrationctl: look at and move the machine of a migrationd");
-  app.set_version_flag("--version", MIGRATIOND_VERSION);
+  app.set_version_flag("--version", "migrationctl " MIGRATIOND_VERSION);
   app.require_subcommand(1);
   app.fallthrough();
   app.add_option("--socket", options.socket, "the daemon's control socket (else MIGRATIOND_SOCKET)");
@@ -131,6 +144,10 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
+    if (const std::string text = unknown_command(app); error.get_exit_code() != 0 && !text.empty()) {
+      fmt::print(stderr, "migrationctl: {}\n", text);
+      return exit_usage;
+    }
     return app.exit(error) == 0 ? exit_done : exit_usage;
   }
   options.output.terminal = ::isatty(STDOUT_FILENO) == 1;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/unit/catch.hpp"
+#include "tools/migrationctl/commands.hpp"
 #include "tools/migrationctl/doctor.hpp"
 #include "tools/migrationctl/progress.hpp"
 #include "tools/migrationctl/qmp_client.hpp"
@@ -139,23 +140,102 @@ TEST_CASE("Progress.reads_an_active_migration") {
   CHECK(sample.rate == 28366058);
   CHECK(sample.dirty_rate == 167 * 4096);
   CHECK(sample.passes == 2);
-  REQUIRE(sample.time_left().has_value());
-  CHECK(*sample.time_left() == 35);
+  CHECK(sample.measured);
+  CHECK_FALSE(sample.incoming);
+  CHECK(sample.outlook().left == 35);
   CHECK_FALSE(sample.ended());
-  CHECK(progress_bar(sample, 200) ==
+  CHECK(progress_bar(sample, sample.outlook(), 200) ==
         " 98% [###################.]  27.1 MiB/s  left 968 KiB  dirty 668 KiB/s  pass 2  35 ms left");
-  CHECK(progress_bar(sample, 20).size() == 20);
-  CHECK(progress_line(sample) ==
+  CHECK(progress_bar(sample, sample.outlook(), 79) ==
+        " 98% [########.]  27.1 MiB/s  left 968 KiB  dirty 668 KiB/s  pass 2  35 ms left");
+  CHECK(progress_bar(sample, sample.outlook(), 20).size() == 20);
+  CHECK(progress_line(sample, sample.outlook()) ==
         "active: 98%, 32.5 MiB sent at 27.1 MiB/s, 968 KiB remaining, dirty 668 KiB/s, pass 2, 35 ms left");
 }
 
 TEST_CASE("Progress.says_when_the_end_is_not_in_sight") {
   Sample sample = sample_of(active);
   sample.dirty_rate = sample.rate;
-  CHECK_FALSE(sample.time_left().has_value());
-  CHECK(progress_line(sample).find("dirtied faster than sent") != std::string::npos);
+  CHECK(sample.outlook().never);
+  CHECK_FALSE(sample.outlook().left.has_value());
+  CHECK(progress_line(sample, sample.outlook()).find("dirtied faster than sent") != std::string::npos);
   sample.remaining = sample.total + 5;
   CHECK(sample.percent() == 0);
+}
+
+TEST_CASE("Progress.shows_of_a_destination_what_it_reports") {
+  const Sample listening = sample_of(R"({"status": "setup", "socket-address": [{"type": "unix", "path": "/s"}]})");
+  CHECK(listening.incoming);
+  CHECK(progress_line(listening, listening.outlook()) == "setup: waiting for the source");
+  const Sample active = sample_of(R"({"status": "active"})");
+  CHECK(active.incoming);
+  CHECK(progress_line(active, active.outlook()) == "active: receiving");
+  CHECK(progress_bar(active, active.outlook(), 6) == "active");
+  CHECK(to_json(active, active.outlook()) == Json{{"status", "active"}});
+  const Sample arrived = sample_of(R"({"status": "completed"})");
+  CHECK(outcome(arrived) == "migration completed");
+  CHECK(to_json(arrived, arrived.outlook()) == Json{{"status", "completed"}});
+  // Both sides look like this before anything is known; who asks knows which it is.
+  const Json setup = {{"status", "setup"}};
+  CHECK(progress_line(Sample::from_query(setup), {}) == "setup: connecting");
+  CHECK(progress_line(Sample::from_query(setup, true), {}) == "setup: waiting for the source");
+  CHECK(to_json(Sample::from_query(setup), {}).at("percent") == 0);
+}
+
+TEST_CASE("Forecast.holds_its_text_while_the_rates_jump") {
+  using std::chrono::milliseconds;
+  Forecast forecast;
+  Sample sample = sample_of(active);
+  sample.remaining = std::uint64_t{1} << 30;
+  sample.rate = 0;
+  sample.dirty_rate = 0;
+  CHECK_FALSE(forecast.update(sample, milliseconds(0)).left.has_value());
+  int changes = 0;
+  std::optional<std::uint64_t> last;
+  for (int look = 1; look <= 100; ++look) {
+    // Around 100 MB/s, now far above it, now dirtied faster than sent.
+    sample.rate = look % 2 != 0 ? 150'000'000 : 50'000'000;
+    sample.dirty_rate = look % 2 != 0 ? 10'000'000 : 60'000'000;
+    const Outlook outlook = forecast.update(sample, milliseconds(100 * look));
+    REQUIRE(outlook.left.has_value());
+    CHECK_FALSE(outlook.never);
+    if (last != outlook.left) ++changes;
+    last = outlook.left;
+  }
+  CHECK(changes <= 11);
+  // 1 GiB at 65 MB/s, less or more by the weight of the last look.
+  CHECK(*last > 15'000);
+  CHECK(*last < 18'000);
+  // A line of a log is true when it is written.
+  sample.remaining = 0;
+  CHECK(forecast.update(sample, milliseconds(10'001)).left.has_value());
+  CHECK_FALSE(forecast.update(sample, milliseconds(10'001), true).left.has_value());
+}
+
+TEST_CASE("Forecast.follows_what_lasts_and_the_status") {
+  using std::chrono::milliseconds;
+  Forecast forecast;
+  Sample sample = sample_of(active);
+  sample.remaining = 1'000'000'000;
+  sample.rate = 100'000'000;
+  sample.dirty_rate = 0;
+  CHECK(forecast.update(sample, milliseconds(5000)).left == 10'000);
+  sample.dirty_rate = 200'000'000;
+  milliseconds now(5000);
+  while (now < milliseconds(20'000)) forecast.update(sample, now += milliseconds(100));
+  CHECK(forecast.update(sample, now).never);
+  // On the edge it stays with what it said.
+  sample.dirty_rate = 98'000'000;
+  while (now < milliseconds(60'000)) forecast.update(sample, now += milliseconds(100));
+  CHECK(forecast.update(sample, now).never);
+  sample.dirty_rate = 50'000'000;
+  while (now < milliseconds(90'000)) forecast.update(sample, now += milliseconds(100));
+  CHECK(forecast.update(sample, now).left.value_or(0) / 100 == 200);
+  sample.status = "device";
+  sample.rate = 0;
+  const Outlook other = forecast.update(sample, now + milliseconds(1));
+  CHECK_FALSE(other.left.has_value());
+  CHECK_FALSE(other.never);
 }
 
 TEST_CASE("Progress.tells_outcomes") {
@@ -233,6 +313,40 @@ TEST_CASE("QmpClient.negotiates_and_keeps_replies_apart_from_events") {
     CHECK(refused.error().text() == "no");
   }
   CHECK(server.requests()[2] == "{\"execute\":\"x\",\"id\":\"migrationctl\",\"arguments\":{\"a\":1}}\n");
+}
+
+TEST_CASE("Cancel.succeeds_only_when_the_migration_is_gone_without_the_machine") {
+  const auto status_of = [](std::string_view status) {
+    return "{\"return\": {\"status\": \"" + std::string(status) + "\"}}\r\n";
+  };
+  const std::vector<std::pair<std::string_view, int>> ends = {
+      {"cancelled", exit_done}, {"completed", exit_failed}, {"failed", exit_failed}, {"cancelling", exit_failed}};
+  for (const auto& [end, expected] : ends) {
+    INFO(end);
+    // The last look is the second one where the end takes a moment.
+    ScriptedServer server({"{\"QMP\": {}}\r\n", "{\"return\": {}}\r\n", status_of("active"), "{\"return\": {}}\r\n",
+                           status_of("cancelling"), status_of(end)});
+    {
+      auto client = QmpClient::connect(server.path());
+      REQUIRE(client.has_value());
+      const auto code = cancel(*client, Output(), std::chrono::milliseconds(50));
+      REQUIRE(code.has_value());
+      CHECK(*code == expected);
+    }
+    CHECK(server.requests()[2].find("migrate_cancel") != std::string::npos);
+  }
+}
+
+TEST_CASE("Cancel.asks_nothing_of_a_daemon_that_moves_nothing") {
+  ScriptedServer server({"{\"QMP\": {}}\r\n", "{\"return\": {}}\r\n", "{\"return\": {\"status\": \"completed\"}}\r\n"});
+  {
+    auto client = QmpClient::connect(server.path());
+    REQUIRE(client.has_value());
+    const auto code = cancel(*client, Output());
+    REQUIRE(code.has_value());
+    CHECK(*code == exit_done);
+  }
+  CHECK(server.requests().size() == 2);
 }
 
 TEST_CASE("QmpClient.tells_what_is_no_daemon") {

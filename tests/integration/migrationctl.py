@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""migrationctl as a person and a script use it: what it prints, and its exit status. MIGRATIONCTL names the program."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import unittest
+
+from qmp_lib import Daemon, WAIT
+
+PROGRAM = os.environ.get("MIGRATIONCTL", "build/tools/migrationctl/migrationctl")
+DONE, USAGE, FAILED, CANCELLED = 0, 2, 4, 5
+
+
+def start(daemon: Daemon, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([PROGRAM, "--socket", daemon.path, *words], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=WAIT)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def run(daemon: Daemon, *words: str) -> tuple[int, str, str]:
+    return finish(start(daemon, *words))
+
+
+class Usage(unittest.TestCase):
+    """No daemon is needed to be wrong."""
+
+    def ask(self, *words: str) -> tuple[int, str, str]:
+        done = subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=WAIT, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_unknown_command_is_named_and_the_known_ones_are_listed(self) -> None:
+        for words in (("bogus",), ("--json", "bogus", "more"), ("--socket", "/nonexistent", "bogus")):
+            status, out, err = self.ask(*words)
+            self.assertEqual((status, out), (USAGE, ""))
+            self.assertTrue(err.startswith("migrationctl: unknown command 'bogus' (status, migrate, "), err)
+            self.assertIn("--help", err)
+
+    def test_other_wrong_words_are_not_called_commands(self) -> None:
+        for words in ((), ("--bad",), ("--bad", "status"), ("status", "extra"), ("migrate",)):
+            status, _, err = self.ask(*words)
+            self.assertEqual(status, USAGE)
+            self.assertNotIn("unknown command", err)
+
+    def test_version_is_told_with_the_name(self) -> None:
+        status, out, _ = self.ask("--version")
+        self.assertEqual(status, DONE)
+        self.assertRegex(out, r"^migrationctl \d+\.\d+\.\d+\n$")
+
+
+class DaemonUsage(unittest.TestCase):
+    def test_bad_machine_words_are_wrong_usage_before_any_socket(self) -> None:
+        faults = {"synthetic,ram=x": "ram=x", "synthetic,bogus=1": "unknown word 'bogus'", "bogus": "neither parked nor",
+                  "parked,ram=1M": "parked takes no further words"}
+        for words, text in faults.items():
+            daemon = Daemon("--machine", words)
+            try:
+                self.assertEqual(daemon.status(), USAGE)
+                self.assertIn("migrationd: --machine: ", daemon.output())
+                self.assertIn(text, daemon.output())
+                self.assertFalse(os.path.exists(daemon.path))
+            finally:
+                daemon.end()
+
+
+class Pair(unittest.TestCase):
+    """A source and a destination, new for each test."""
+
+    def setUp(self) -> None:
+        self.source = Daemon("--machine", "synthetic,ram=32M,touched=32M")
+        self.addCleanup(self.source.end)
+        self.destination = Daemon("--machine", "synthetic,ram=32M", "--incoming", "defer")
+        self.addCleanup(self.destination.end)
+        self.source.wait_for_socket()
+        self.destination.wait_for_socket()
+        self.uri = f"unix:{self.destination.directory}/m"
+
+    def migration_line(self, daemon: Daemon) -> str:
+        return run(daemon, "status")[1].splitlines()[-1]
+
+    def wait_for(self, daemon: Daemon, text: str) -> None:
+        deadline = time.monotonic() + WAIT
+        while text not in self.migration_line(daemon):
+            self.assertLess(time.monotonic(), deadline, f"never {text!r}")
+            time.sleep(0.02)
+
+    def test_destination_shows_no_numbers_that_nobody_told_it(self) -> None:
+        self.assertEqual(self.migration_line(self.destination), "migration  none")
+        watcher = start(self.destination, "incoming", "--wait", self.uri)
+        self.wait_for(self.destination, "migration  setup: waiting for the source")
+        # Slow enough that it is seen on the way.
+        self.assertEqual(run(self.source, "parameters", "max-bandwidth=16M")[0], DONE)
+        self.assertEqual(run(self.source, "migrate", "--detach", self.uri)[0], DONE)
+        self.wait_for(self.destination, "migration  active: receiving")
+        status, out, err = finish(watcher)
+        self.assertEqual((status, err), (DONE, ""))
+        lines = [line for line in out.splitlines() if line != "device"]
+        self.assertEqual(lines, [f"listening on {self.uri}", "setup: waiting for the source", "active: receiving",
+                                 "migration completed"])
+        self.assertEqual(self.migration_line(self.destination), "migration  completed")
+
+    def test_json_of_a_destination_has_what_was_reported(self) -> None:
+        watcher = start(self.destination, "--json", "incoming", "--wait", self.uri)
+        self.wait_for(self.destination, "setup")
+        status, out, _ = run(self.source, "--json", "migrate", self.uri)
+        self.assertEqual(status, DONE)
+        last = json.loads(out.splitlines()[-1])
+        self.assertEqual((last["status"], last["percent"], last["remaining"]), ("completed", 100, 0))
+        status, out, _ = finish(watcher)
+        self.assertEqual(status, DONE)
+        self.assertEqual([set(json.loads(line)) for line in out.splitlines()[1:]],
+                         [{"status"}] * (len(out.splitlines()) - 1))
+
+    def test_cancel_says_whether_it_did(self) -> None:
+        self.assertEqual(run(self.source, "cancel"), (DONE, "no migration was running\n", ""))
+        self.assertEqual(run(self.destination, "incoming", self.uri)[0], DONE)
+        self.assertEqual(run(self.source, "parameters", "max-bandwidth=1M")[0], DONE)
+        watcher = start(self.source, "migrate", self.uri)
+        self.wait_for(self.source, "active")
+        self.assertEqual(run(self.source, "cancel"), (DONE, "migration cancelled\n", ""))
+        self.assertEqual(finish(watcher)[0], CANCELLED)
+        self.assertEqual(run(self.source, "cancel"), (DONE, "no migration was running\n", ""))
+
+    def test_cancel_of_a_destination_that_waits(self) -> None:
+        self.assertEqual(run(self.destination, "incoming", self.uri)[0], DONE)
+        self.assertEqual(run(self.destination, "cancel"), (DONE, "migration cancelled\n", ""))
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
