@@ -64,7 +64,7 @@ class Context:
 def binaries(build: Path) -> dict[str, str]:
     """How a runner finds what it tests."""
     return {"BUILD_DIR": str(build), "MIGRATIOND": str(build / "daemon" / "migrationd"),
-            "MIGRATIONCTL": str(build / "tools" / "migrationctl")}
+            "MIGRATIONCTL": str(build / "tools" / "migrationctl" / "migrationctl")}
 
 
 def leftovers(done: processes.Done) -> Counts:
