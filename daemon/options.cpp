@@ -18,7 +18,7 @@ constexpr const char* incoming_text =
     "receive a machine: defer (wait for migrate-incoming), a URI, or one MigrationChannel as JSON";
 constexpr const char* machine_text =
     "parked (default), or synthetic[,ram=SIZE][,page-size=4K|2M][,dirty-rate=SIZE][,working-set=SIZE]"
-    "[,touched=SIZE][,threads=N][,seed=N][,log=PATH][,dirty-log=auto|async|sync]";
+    "[,touched=SIZE][,threads=N][,seed=N][,log=PATH][,dirty-log=auto|async|sync][,prealloc=on|off]";
 
 struct Words {
   std::vector<std::string> qmp;

@@ -98,6 +98,14 @@ Result<std::uint64_t> RamBlock::allocated_bytes() const {
   return static_cast<std::uint64_t>(status.st_blocks) * 512;
 }
 
+Result<void> RamBlock::populate() {
+  while (::madvise(engine_.data(), length_, MADV_POPULATE_WRITE) != 0) {
+    if (errno == EINTR || errno == EAGAIN) continue;
+    return Error::from_errno(fmt::format("{}: get {} bytes of memory", of_block(name_), length_));
+  }
+  return {};
+}
+
 Result<void> RamBlock::punch(std::uint64_t offset, std::uint64_t length) {
   if (offset % backing_page_ != 0 || length % backing_page_ != 0 || offset > length_ || length > length_ - offset)
     return machine_error(fmt::format("{}: range {}+{} cannot be discarded (length {}, pages of {})", of_block(name_),

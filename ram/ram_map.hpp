@@ -70,6 +70,8 @@ class RamBlock {
 
   // Bytes the block really holds, by the file's own count of blocks.
   Result<std::uint64_t> allocated_bytes() const;
+  // Gets all of the block from the kernel now, and into the engine view's page tables.
+  Result<void> populate();
   // Gives [offset, offset + length) back to the kernel: a hole in every view. Both multiples of backing_page().
   Result<void> punch(std::uint64_t offset, std::uint64_t length);
 

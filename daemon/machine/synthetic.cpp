@@ -82,6 +82,7 @@ Result<void> SyntheticMachine::make_memory(const SyntheticOptions& options) {
   page_size_ = options.page_size;
   MD_TRY(auto memory, ram::RamBlock::create(std::string(synthetic_ram_name), options.ram, options.page_size));
   MD_TRY(auto rom, ram::RamBlock::create(std::string(synthetic_rom_name), synthetic_rom_bytes, ram::page_size));
+  if (options.prealloc) MD_CHECK(memory->populate());
   MD_CHECK(ram_.add(std::move(memory)));
   MD_CHECK(ram_.add(std::move(rom)));
   for (std::size_t i = 0; i < ram_.size(); ++i) {

@@ -79,6 +79,12 @@ Result<void> set_threads(Words& words, std::string_view value) {
   return {};
 }
 
+Result<void> set_prealloc(Words& words, std::string_view value) {
+  if (value != "on" && value != "off") return bad_value("prealloc", value, "on or off");
+  words.options.prealloc = value == "on";
+  return {};
+}
+
 Result<void> set_word(Words& words, std::string_view key, std::string_view value) {
   if (key == "ram") {
     MD_TRY(words.options.ram, size(key, value));
@@ -99,10 +105,12 @@ Result<void> set_word(Words& words, std::string_view key, std::string_view value
     return set_threads(words, value);
   } else if (key == "dirty-log") {
     return set_dirty_log(words, value);
+  } else if (key == "prealloc") {
+    return set_prealloc(words, value);
   } else {
     return plan_error(fmt::format(
         "machine synthetic: unknown word '{}' (ram, page-size, dirty-rate, working-set, touched, threads, seed, log, "
-        "dirty-log)",
+        "dirty-log, prealloc)",
         printable(key)));
   }
   return {};

@@ -10,6 +10,7 @@
 //   threads=N         how many write, 1..64 (default 1)
 //   seed=N            what the pattern and its order are made from (default 1)
 //   log=PATH          append "instance tick time" every 10 ms while running: proves that one copy runs
+//   prealloc=on|off   have all memory from the start, so that a destination need not get it page by page (default off)
 //   dirty-log=auto|async|sync   how writes are tracked (default auto)
 //
 // Sizes take K, M, G or T (powers of 1024). Memory is used from the start of each 2 MiB piece, the pieces spread
@@ -36,6 +37,7 @@ struct SyntheticOptions {
   std::uint32_t threads = 1;
   std::uint64_t seed = 1;
   std::string log;  // empty: none
+  bool prealloc = false;
   ram::DirtyLogKind dirty_log = ram::DirtyLogKind::automatic;
 };
 

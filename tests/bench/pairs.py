@@ -169,24 +169,10 @@ class SyntheticPair(Pair):
         host.capabilities(**{"__org.migrationd_skip-holes": True} if self.skip_holes else {})
 
     def destination(self, warm: bool) -> Migrationd:
-        host = Migrationd(self.folder, f"synthetic-target{next(_numbers)}", machine=self.what, incoming=["defer"])
+        host = Migrationd(self.folder, f"synthetic-target{next(_numbers)}", incoming=["defer"],
+                          machine=self.what + (",prealloc=on" if warm else ""))
         self._settings(host)
-        if warm:
-            self._fill(host)
         return host
-
-    def _fill(self, host: Migrationd) -> None:
-        """Receives everything once and is left alone before the end, so that its memory is all there."""
-        self.source.capabilities("pause-before-switchover")
-        link = links.Unix(self.folder, f"fill{next(_numbers)}")
-        link.listen(host)
-        link.connect(self.source)
-        self.source.wait_status("pre-switchover")
-        host.wait(lambda: procfs.memfd_bytes(host.pid) >= self.touched * 0.99, 20, "the destination to be filled")
-        self.source.qmp.execute("migrate_cancel")
-        self.source.wait(lambda: self.source.status() == "cancelled", 10, "the cancel")
-        host.wait(lambda: host.status() == "failed", 10, "the destination to notice")
-        self.source.capabilities(pause_before_switchover=False)
 
     def ready_again(self) -> None:
         self.source.qmp.execute("cont")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -136,7 +138,8 @@ def query_latency(folder: Path, seconds: float) -> Report:
     """query-migrate asked without pause while a guest that never converges is sent at full speed."""
     report = Report("query-migrate in the hottest phase",
                     [f"Asked back to back for {seconds:g} s during a migration without bandwidth limit that cannot "
-                     "converge (downtime limit 1 ms), with the guest writing all the time."])
+                     "converge (downtime limit 1 ms), with the guest writing all the time. Who asks runs at a high "
+                     "priority, for both: its own waiting for a CPU is not theirs."])
     pairs: list[Pair] = [SyntheticPair(folder, GIB, 512 * MIB, dirty_rate=500 * MIB),
                          QemuPair(folder, GIB, 0, running=True, guest=Guest(pages=131072, ticks=0, every=1))]
     for pair in pairs:
@@ -163,12 +166,16 @@ def _latencies(pair: Pair, seconds: float) -> list[float]:
         pair.source.wait_status("active")
         values = []
         deadline = time.monotonic() + seconds
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, -15)
         while time.monotonic() < deadline:
             started = time.perf_counter()
             status = pair.source.status()
             values.append(time.perf_counter() - started)
             if status != "active":
                 break
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
         pair.source.qmp.execute("migrate_cancel")
     return sorted(values)
 

@@ -54,7 +54,9 @@ class Host(Process):
     def capabilities(self, *on: str, **states: bool) -> None:
         """capabilities("events", return_path=True)"""
         listed = [{"capability": name, "state": True} for name in on]
-        listed += [{"capability": name.replace("_", "-"), "state": state} for name, state in states.items()]
+        # A downstream name, __org.migrationd_..., is written as it is.
+        listed += [{"capability": name if name.startswith("__") else name.replace("_", "-"), "state": state}
+                   for name, state in states.items()]
         self.qmp.execute("migrate-set-capabilities", {"capabilities": listed})
 
     def parameters(self, **values) -> None:
