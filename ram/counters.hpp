@@ -28,6 +28,16 @@ struct SendCounters {
   Counter skipped_pages;  // holes left out
 };
 
+// Deltas. Rates are those of the last whole pass.
+struct XbzrleCounters {
+  Counter pages;                         // sent as deltas
+  Counter bytes;                         // of the deltas, without headers
+  Counter misses;                        // pages that were not in the cache
+  Counter overflows;                     // deltas that would have been as long as the page
+  std::atomic<double> miss_rate{0};      // misses per page looked for
+  std::atomic<double> encoding_rate{0};  // bytes of pages per byte of delta
+};
+
 struct ReceiveCounters {
   Counter normal_pages;  // raw, delta and compressed
   Counter zero_pages;

@@ -61,12 +61,40 @@ Result<void> SinkStream::send_zero_page(std::size_t block, std::uint64_t offset)
   const std::size_t size = stream::encode_zero_record(record.data(), offset, name_for(block));
   account(size);
   counters_.zero_pages.add(1);
+  if (xbzrle_ != nullptr) xbzrle_->sent_zeros(block, offset / page_size, 1);
   return writer_.append({record.data(), size});
 }
 
 Result<void> SinkStream::send_page(std::size_t block, std::uint64_t offset) {
   const std::byte* const page = map_.at(block).engine() + offset;
   if (is_zero_page(page)) return send_zero_page(block, offset);
+  return xbzrle_ == nullptr ? send_whole_page(block, offset, page) : send_changes(block, offset, page);
+}
+
+Result<void> SinkStream::send_changes(std::size_t block, std::uint64_t offset, const std::byte* page) {
+  const auto choice = xbzrle_->choose(block, offset / page_size, page);
+  switch (choice.form) {
+    case XbzrleSender::Form::unchanged:
+      return {};
+    case XbzrleSender::Form::delta:
+      return send_delta(block, offset, choice.bytes);
+    case XbzrleSender::Form::copy:
+      return send_whole_page(block, offset, choice.bytes.data());
+    case XbzrleSender::Form::page:
+      break;
+  }
+  return send_whole_page(block, offset, page);
+}
+
+Result<void> SinkStream::send_delta(std::size_t block, std::uint64_t offset, ByteView delta) {
+  std::array<std::byte, stream::ram_record_header_max> header;
+  const std::size_t size = stream::encode_xbzrle_header(header.data(), offset, name_for(block), delta.size());
+  account(size + delta.size());
+  MD_CHECK(writer_.append({header.data(), size}));
+  return writer_.append(delta);
+}
+
+Result<void> SinkStream::send_whole_page(std::size_t block, std::uint64_t offset, const std::byte* page) {
   std::array<std::byte, stream::ram_record_header_max> header;
   const std::size_t size = stream::encode_page_header(header.data(), offset, name_for(block));
   account(size + page_size);
@@ -94,6 +122,7 @@ Result<void> SinkStream::send_holes(std::size_t block, PageRun run) {
     const std::size_t size = stream::encode_zero_run(zero_records_.get(), (run.first + done) * page_size, pages);
     account(size);
     counters_.zero_pages.add(pages);
+    if (xbzrle_ != nullptr) xbzrle_->sent_zeros(block, run.first + done, pages);
     MD_CHECK(writer_.append({zero_records_.get(), size}));
     MD_CHECK(pace());
     done += pages;

@@ -18,6 +18,7 @@
 #include "ram/page_sink.hpp"
 #include "ram/ram_map.hpp"
 #include "ram/rate_limiter.hpp"
+#include "ram/xbzrle_sender.hpp"
 #include "transports/buffered.hpp"
 
 #include <cstdint>
@@ -40,6 +41,10 @@ class SinkStream final : public PageSink {
   // Null: as fast as the channel takes it (the last pass). Otherwise it outlives the sink or the next call.
   void limit_by(RateLimiter* limiter) noexcept { limiter_ = limiter; }
 
+  // From now on pages go as deltas where that is shorter (null: never). It outlives the sink or the next call. Not
+  // before everything was sent once: a delta needs something to start from.
+  void compress_by(XbzrleSender* xbzrle) noexcept { xbzrle_ = xbzrle; }
+
   Result<void> send(const PageBatch& batch) override;
   // Flushes the writer.
   Result<void> finish_pass() override;
@@ -50,6 +55,9 @@ class SinkStream final : public PageSink {
  private:
   Result<void> send_pages(std::size_t block, PageRun run);
   Result<void> send_page(std::size_t block, std::uint64_t offset);
+  Result<void> send_changes(std::size_t block, std::uint64_t offset, const std::byte* page);
+  Result<void> send_whole_page(std::size_t block, std::uint64_t offset, const std::byte* page);
+  Result<void> send_delta(std::size_t block, std::uint64_t offset, ByteView delta);
   Result<void> send_zero_page(std::size_t block, std::uint64_t offset);
   Result<void> send_holes(std::size_t block, PageRun run);
   // The block's name if the next record must carry it, else empty; remembers the block.
@@ -64,6 +72,7 @@ class SinkStream final : public PageSink {
   SendCounters& counters_;
   Options options_;
   RateLimiter* limiter_ = nullptr;
+  XbzrleSender* xbzrle_ = nullptr;
   std::optional<std::size_t> current_block_;
   std::uint64_t unpaced_ = 0;  // bytes since the limiter was last asked
   std::unique_ptr<std::byte[]> zero_records_;

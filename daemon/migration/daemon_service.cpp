@@ -56,6 +56,7 @@ void DaemonService::replace_parameters(const qmp::MigrationParameters& parameter
   parameters_ = parameters;
   limits_.max_bandwidth = parameters.max_bandwidth;
   limits_.avail_switchover_bandwidth = parameters.avail_switchover_bandwidth;
+  limits_.xbzrle_cache_size = parameters.xbzrle_cache_size;
   limits_.downtime_limit_ms = parameters.downtime_limit;
   limits_.throttle_trigger_threshold = parameters.throttle_trigger_threshold;
   limits_.cpu_throttle_initial = parameters.cpu_throttle_initial;

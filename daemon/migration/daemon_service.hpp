@@ -97,6 +97,7 @@ class DaemonService final : public MigrationService {
   void log_summary(const Run& run, const Result<void>& result) const;
   Result<void> check_idle() const;
   void on_worker_done();
+  qmp::XbzrleCacheStats xbzrle_stats() const;
   qmp::MigrationRamStats ram_stats() const;
 
   ServiceOptions options_;

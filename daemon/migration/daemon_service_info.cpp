@@ -85,6 +85,19 @@ qmp::MigrationRamStats DaemonService::ram_stats() const {
   return stats;
 }
 
+qmp::XbzrleCacheStats DaemonService::xbzrle_stats() const {
+  const ram::XbzrleCounters& from = progress_->xbzrle;
+  qmp::XbzrleCacheStats stats;
+  stats.cache_size = parameters_.xbzrle_cache_size;
+  stats.bytes = from.bytes.get();
+  stats.pages = from.pages.get();
+  stats.cache_miss = from.misses.get();
+  stats.cache_miss_rate = from.miss_rate;
+  stats.encoding_rate = from.encoding_rate;
+  stats.overflow = from.overflows.get();
+  return stats;
+}
+
 qmp::MigrationInfo DaemonService::info() const {
   qmp::MigrationInfo info;
   const MigrationStatus status = lifecycle_.status();
@@ -103,6 +116,7 @@ qmp::MigrationInfo DaemonService::info() const {
   if (!is_active_like(status) && !completed) return info;
   info.setup_time = static_cast<std::uint64_t>(progress_->setup_ms.load());
   info.ram = ram_stats();
+  if (capabilities_.has(qmp::Capability::xbzrle)) info.xbzrle_cache = xbzrle_stats();
   if (completed) {
     info.total_time = static_cast<std::uint64_t>(progress_->total_ms.load());
     info.downtime = static_cast<std::uint64_t>((progress_->downtime_us.load() + 999) / 1000);

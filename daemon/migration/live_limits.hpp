@@ -12,6 +12,7 @@ namespace migrationd::migration {
 struct LiveLimits {
   std::atomic<std::uint64_t> max_bandwidth{134217728};       // bytes/s; 0: unlimited
   std::atomic<std::uint64_t> avail_switchover_bandwidth{0};  // bytes/s; 0: measure
+  std::atomic<std::uint64_t> xbzrle_cache_size{67108864};    // bytes, a power of two; taken at the next pass
   std::atomic<std::uint64_t> downtime_limit_ms{300};
   std::atomic<unsigned> throttle_trigger_threshold{50};  // percent
   std::atomic<unsigned> cpu_throttle_initial{20};

@@ -11,6 +11,7 @@
 
 #include "base/result.hpp"
 #include "protocol/qmp/migration_info.hpp"
+#include "ram/counters.hpp"
 
 #include <atomic>
 #include <chrono>
@@ -36,6 +37,7 @@ inline std::uint64_t milliseconds_since(Clock::time_point start) {
 }
 
 struct Progress {
+  ram::XbzrleCounters xbzrle;
   std::atomic<std::uint64_t> ram_total{0};      // bytes
   std::atomic<std::uint64_t> transferred{0};    // bytes on the wire, main channel
   std::atomic<std::uint64_t> remaining{0};      // bytes still dirty

@@ -56,6 +56,7 @@ Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp:
   plan.return_path = capabilities.has(Capability::return_path) && can_answer(address);
   plan.switchover_ack = capabilities.has(Capability::switchover_ack) && plan.return_path;
   plan.pause_before_switchover = capabilities.has(Capability::pause_before_switchover);
+  plan.xbzrle = capabilities.has(Capability::xbzrle);
   plan.auto_converge = capabilities.has(Capability::auto_converge);
   plan.skip_holes = capabilities.has(Capability::skip_holes);
   plan.validate_uuid = capabilities.has(Capability::validate_uuid);

@@ -25,6 +25,8 @@ struct SourcePlan {
   // Stop in pre-switchover until migrate-continue.
   bool pause_before_switchover = false;
   bool auto_converge = false;
+  // Pages that change again go as deltas.
+  bool xbzrle = false;
   // Leave memory nobody ever touched out of the stream (__org.migrationd_skip-holes, on at both ends).
   bool skip_holes = false;
   // Put the UUID of --uuid into the configuration section; one that a parked machine brought goes on in any case.

@@ -108,12 +108,21 @@ Result<bool> PrecopySender::send_part() {
 }
 
 Result<bool> PrecopySender::synchronise() {
+  MD_CHECK(prepare_deltas());
   MD_TRY(const std::uint64_t dirtied, scanner_.begin_pass(machine_.dirty_log()));
   count_pass();
   measure(dirtied);
   if (plan_.auto_converge) brake_guest(dirtied);
   publish();
   return policy_.may_switch_over(scanner_.remaining_bytes(), all_sent_, meter_, switchover_limits());
+}
+
+// Between two passes: the sink has flushed, nothing refers to the cache.
+Result<void> PrecopySender::prepare_deltas() {
+  if (!plan_.xbzrle || !all_sent_) return {};
+  if (!xbzrle_) xbzrle_ = std::make_unique<ram::XbzrleSender>(machine_.ram(), progress_.xbzrle);
+  sink_.compress_by(xbzrle_.get());
+  return xbzrle_->begin_pass(limits_.xbzrle_cache_size);
 }
 
 void PrecopySender::measure(std::uint64_t dirtied_pages) {

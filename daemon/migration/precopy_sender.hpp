@@ -18,6 +18,7 @@
 #include "ram/page_scanner.hpp"
 #include "ram/rate_limiter.hpp"
 #include "ram/sink_stream.hpp"
+#include "ram/xbzrle_sender.hpp"
 
 #include <memory>
 
@@ -49,6 +50,7 @@ class PrecopySender {
                 Progress& progress, MoverEvents& events, StopSource& stop, ram::PageScanner scanner);
 
   Result<void> finish_section();
+  Result<void> prepare_deltas();
   Result<void> append(const ByteWriter& bytes);
   void count_pass();
   void measure(std::uint64_t dirtied_pages);
@@ -71,7 +73,8 @@ class PrecopySender {
   ram::SinkStream sink_;
   BandwidthMeter meter_;
   SwitchoverPolicy policy_;
-  bool all_sent_ = false;  // the first sweep reached its end
+  bool all_sent_ = false;                      // the first sweep reached its end
+  std::unique_ptr<ram::XbzrleSender> xbzrle_;  // once all was sent, if deltas are wanted
   AutoConverge auto_converge_;
   Clock::time_point last_sync_ = Clock::now();
   // Since auto-converge last judged.

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Importing this package registers every case. The order here is the order in which they run."""
 
-from . import selftest, matrix, parked, libvirt, synthetic, hostile, kill, faults, trouble, leftover  # noqa: F401
+from . import selftest, matrix, parked, libvirt, synthetic, hostile, kill, faults, trouble, leftover, \
+    xbzrle  # noqa: F401

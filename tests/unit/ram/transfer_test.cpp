@@ -265,6 +265,84 @@ TEST_CASE("Transfer.a_first_pass_cut_into_small_parts_and_short_arrives_whole") 
   CHECK(equal(from, to));
 }
 
+TEST_CASE("Transfer.memory_is_equal_when_pages_go_as_deltas") {
+  const std::uint64_t cache = GENERATE(page_size, 256 * page_size, std::uint64_t{1} << 30);
+  RamMap from = map_of({2000, 300, 1});
+  RamMap to = map_of({2000, 300, 1});
+  auto views = views_of(from);
+  auto log = make_dirty_log(from, views, DirtyLogKind::automatic);
+  REQUIRE(log.has_value());
+  Writer writer{views};
+  writer.write_some(3000);
+  Transfer transfer(from, to, false);
+  auto scanner = PageScanner::of(from);
+  REQUIRE((*log)->start().has_value());
+  std::atomic<bool> end{false};
+  std::thread guest([&] {
+    while (!end) {
+      writer.write_some(20);
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  });
+  REQUIRE(scanner->begin_first_pass().has_value());
+  transfer.send_pass(*scanner);
+  XbzrleCounters counters;
+  XbzrleSender xbzrle(from, counters);
+  transfer.sink.compress_by(&xbzrle);
+  for (int pass = 0; pass < 30; ++pass) {
+    // Memory goes back to the kernel, too: what was sent before is a hole then.
+    if (pass % 8 == 5) REQUIRE(from.at(0).punch(pass * 10 * page_size, 40 * page_size).has_value());
+    REQUIRE(xbzrle.begin_pass(pass == 20 ? cache * 2 : cache).has_value());
+    REQUIRE(scanner->begin_pass(log->get()).has_value());
+    transfer.send_pass(*scanner);
+  }
+  end = true;
+  guest.join();
+  REQUIRE(xbzrle.begin_pass(cache).has_value());
+  REQUIRE(scanner->begin_pass(log->get()).has_value());
+  transfer.send_pass(*scanner);
+  (*log)->stop();
+  transfer.finish();
+  CHECK(counters.misses.get() > 0);
+  if (cache > page_size) CHECK(counters.pages.get() > 100);
+  CHECK(equal(from, to));
+}
+
+TEST_CASE("XbzrleSender.sends_what_changed_and_keeps_what_was_sent") {
+  RamMap map = map_of({8});
+  XbzrleCounters counters;
+  XbzrleSender sender(map, counters);
+  using Form = XbzrleSender::Form;
+  std::byte* const page = map.at(0).engine() + 3 * page_size;
+  page[100] = std::byte{1};
+  CHECK(sender.choose(0, 3, page).form == Form::page);  // no cache yet
+  REQUIRE(sender.begin_pass(4 * page_size).has_value());
+  const auto first = sender.choose(0, 3, page);
+  REQUIRE(first.form == Form::copy);
+  page[100] = std::byte{2};
+  CHECK(first.bytes[100] == std::byte{1});              // a copy, whatever the guest does meanwhile
+  CHECK(sender.choose(0, 7, page).form == Form::page);  // the same place, and taken in this pass
+  REQUIRE(sender.begin_pass(4 * page_size).has_value());
+  const auto second = sender.choose(0, 3, page);
+  REQUIRE(second.form == Form::delta);
+  CHECK(second.bytes.size() == 3);  // skip 100, one byte: 2
+  CHECK(sender.choose(0, 3, page).form == Form::unchanged);
+  sender.sent_zeros(0, 0, 8);
+  const auto from_zero = sender.choose(0, 3, page);
+  REQUIRE(from_zero.form == Form::delta);
+  CHECK(from_zero.bytes.back() == std::byte{2});
+  std::memset(page, 0x77, page_size);
+  CHECK(sender.choose(0, 3, page).form == Form::copy);
+  CHECK(counters.overflows.get() == 1);
+  // Two passes later the place may be had by another page.
+  REQUIRE(sender.begin_pass(4 * page_size).has_value());
+  REQUIRE(sender.begin_pass(4 * page_size).has_value());
+  CHECK(sender.choose(0, 7, page).form == Form::copy);
+  CHECK(sender.choose(0, 3, page).form == Form::page);
+  CHECK(counters.pages.get() == 2);
+  CHECK(counters.misses.get() == 4);
+}
+
 TEST_CASE("Transfer.a_sparse_machine_stays_sparse_on_both_sides") {
   const bool skip_holes = GENERATE(false, true);
   RamMap from = map_of({1 << 20});
