@@ -156,6 +156,29 @@ def fuzz(at: Context, executions: int = 0, seconds: int = 4) -> Counts:
     return at.runner("fuzz", command)
 
 
+# Where bytes of strangers meet memory, and where threads meet: small enough for every run of CI.
+CORE_TESTS = {"unit-base": "base", "unit-protocol-stream": "protocol", "unit-transports": "transports", "unit-ram": "ram"}
+CORE_PROGRAMS = tuple(f"tests/unit/{folder}/{name}" for name, folder in CORE_TESTS.items())
+
+
+def core(at: Context, directory: Path, *under: str) -> Counts:
+    with hugepages.reserved(HUGE_PAGES):
+        return at.meson(directory, *CORE_TESTS, "--timeout-multiplier", "4", env=SANITIZER_ENV, under=under)
+
+
+def address_core(at: Context) -> Counts:
+    """In the build of the fuzz targets, which has both sanitizers."""
+    directory = at.root / "build-fuzz"
+    built = at.build_tree(directory, "-Dfuzz=true", cxx="clang++-14", targets=CORE_PROGRAMS)
+    return built if built.failed else core(at, directory)
+
+
+def threads_core(at: Context) -> Counts:
+    directory = at.root / "build-tsan"
+    built = at.build_tree(directory, "-Db_sanitize=thread", *INSTRUMENTED, targets=CORE_PROGRAMS)
+    return built if built.failed else core(at, directory, *FIXED_LAYOUT)
+
+
 @dataclass(frozen=True)
 class Suite:
     name: str
@@ -171,10 +194,12 @@ SUITES = [
     Suite("integration", "the control socket and the packaged units", 8, integration),
     Suite("interop", "real QEMU 7.2 and 10.0, libvirt's own traffic, hostile peers, kills: every kind once", 15, interop),
     Suite("fuzz", "every fuzz target for a few seconds", 30, fuzz),
+    Suite("address-core", "tests of streams, transports and memory under AddressSanitizer and UBSan", 20, address_core),
+    Suite("threads-core", "the same under ThreadSanitizer", 20, threads_core),
 ]
 
-# Each builds the whole tree once more; they have not been seen through to the end on 2 cores yet: lines of --full, and
-# `--only NAME` for one by hand.
+# Each builds the whole tree once more, a quarter of an hour on 2 cores: lines of --full, and `--only NAME` for one by
+# hand.
 LONG_SUITES = [
     Suite("address", "unit tests under AddressSanitizer and UBSan", 60, address),
     Suite("threads", "unit tests under ThreadSanitizer", 60, threads),
