@@ -66,6 +66,12 @@ class BufferedReader {
   // must be empty.
   void unread(std::span<const iovec> pieces) noexcept;
 
+  // Drops what is buffered and not consumed, as if it had never been read: the owner moved the channel elsewhere.
+  void forget_buffered() noexcept {
+    total_read_ -= end_ - begin_;
+    begin_ = end_ = 0;
+  }
+
   // True when the peer ended the stream and nothing is left; waits for a byte or the end.
   Result<bool> at_end();
 

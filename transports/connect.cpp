@@ -122,6 +122,14 @@ Result<std::unique_ptr<Channel>> OutgoingTarget::connect(StopSource& stop) {
   return channel;
 }
 
+Result<MappedFile> OutgoingTarget::take_file(StopSource& stop) {
+  if (!pages_) return already_used(address_);
+  MD_TRY(MappedFile file, make_mapped_file(std::move(fd_), std::move(pages_), direct_, stop, to_string(address_)));
+  file.stream->set_directory(std::move(directory_));
+  file.stream->write_mark_last();
+  return file;
+}
+
 Result<OutgoingTarget> prepare_outgoing(const Address& address, FdSource& descriptors, const ConnectOptions& options) {
   OutgoingTarget out(address);
   if (const auto* rdma = std::get_if<RdmaAddress>(&address))
@@ -134,8 +142,10 @@ Result<OutgoingTarget> prepare_outgoing(const Address& address, FdSource& descri
     out.is_file_ = *kind == DescriptorKind::file;
   }
   if (const auto* file = std::get_if<FileAddress>(&address)) {
-    MD_TRY(CreatedFile made, create_file(*file, descriptors));
+    MD_TRY(CreatedFile made, create_file(*file, descriptors, options.pages));
     out.fd_ = std::move(made.fd);
+    out.pages_ = std::move(made.pages);
+    out.direct_ = options.pages == PageAccess::direct;
     out.directory_ = std::move(made.directory);
     out.is_file_ = true;
   }

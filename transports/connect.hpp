@@ -16,6 +16,8 @@
 #include "transports/address.hpp"
 #include "transports/channel.hpp"
 #include "transports/fd_source.hpp"
+#include "transports/file_channel.hpp"
+#include "transports/open_file.hpp"
 
 #include <chrono>
 #include <memory>
@@ -27,6 +29,8 @@ class ExecChild;
 struct ConnectOptions {
   // exec: starts programs with the daemon's rights; the packaged unit switches it off.
   bool allow_exec = true;
+  // file: only: other than none, the target gives a file (take_file) in place of a channel.
+  PageAccess pages = PageAccess::none;
 };
 
 class OutgoingTarget {
@@ -40,6 +44,8 @@ class OutgoingTarget {
   // any one thread at a time, for further connections to the same place; fd, exec and file give one channel.
   // `stop` outlives the channel. Thread: the mover.
   Result<std::unique_ptr<Channel>> connect(StopSource& stop);
+  // A file prepared with pages, once. Its first bytes are written last (FileChannel).
+  Result<MappedFile> take_file(StopSource& stop);
 
   // True for file: and for fd: of a regular file: the bytes end in a file, the machine stays here.
   bool is_file() const noexcept { return is_file_; }
@@ -52,8 +58,10 @@ class OutgoingTarget {
   explicit OutgoingTarget(Address address);
 
   Address address_;
-  UniqueFd fd_;                       // fd: and file:
-  UniqueFd directory_;                // of a file we made
+  UniqueFd fd_;         // fd: and file:
+  UniqueFd directory_;  // of a file we made
+  UniqueFd pages_;      // file: with pages
+  bool direct_ = false;
   std::unique_ptr<ExecChild> child_;  // exec:
   bool is_file_ = false;
 };

@@ -264,6 +264,11 @@ Result<std::unique_ptr<Channel>> IncomingTarget::take_channel(StopSource& stop) 
   return std::make_unique<DescriptorChannel>(std::move(fd_), kind, stop, description);
 }
 
+Result<MappedFile> IncomingTarget::take_file(StopSource& stop) {
+  if (!pages_) return plan_error(fmt::format("{} gives one channel only", to_string(address_)));
+  return make_mapped_file(std::move(fd_), std::move(pages_), direct_, stop, to_string(address_));
+}
+
 Result<IncomingTarget> open_incoming(const Address& address, FdSource& descriptors, const ListenOptions& options) {
   IncomingTarget out(address);
   if (const auto* rdma = std::get_if<RdmaAddress>(&address))
@@ -274,7 +279,10 @@ Result<IncomingTarget> open_incoming(const Address& address, FdSource& descripto
     if (!kind) return std::move(kind).error().with(to_string(address));
     if (*kind == DescriptorKind::socket) tune_socket(out.fd_.get(), false);
   } else if (const auto* file = std::get_if<FileAddress>(&address)) {
-    MD_TRY(out.fd_, open_file(*file, descriptors));
+    MD_TRY(OpenedFile opened, open_file(*file, descriptors, options.pages));
+    out.fd_ = std::move(opened.fd);
+    out.pages_ = std::move(opened.pages);
+    out.direct_ = options.pages == PageAccess::direct;
   } else if (const auto* exec = std::get_if<ExecAddress>(&address)) {
     if (!options.allow_exec) return plan_error("exec: is switched off in this daemon (--allow-exec=on allows it)");
     MD_TRY(out.child_, ExecChild::start(exec->argv));

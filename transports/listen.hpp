@@ -11,6 +11,8 @@
 #include "transports/address.hpp"
 #include "transports/channel.hpp"
 #include "transports/fd_source.hpp"
+#include "transports/file_channel.hpp"
+#include "transports/open_file.hpp"
 
 #include <cstdint>
 #include <memory>
@@ -29,6 +31,8 @@ struct ListenOptions {
   // Descriptors the process was started with; `fd:NUMBER` may name only these (0, 1 and 2 never). Each is
   // used once: the caller removes it after success.
   std::vector<int> inherited_fds{};
+  // file: only: other than none, the target gives a file (take_file) in place of a channel.
+  PageAccess pages = PageAccess::none;
 };
 
 // One address can mean several sockets (a name with IPv4 and IPv6 addresses). Thread: one owner at a time.
@@ -78,6 +82,8 @@ class IncomingTarget {
   Listener* listener() noexcept { return listener_ ? &*listener_ : nullptr; }
   // fd, exec, file: the channel, once. With a listener: accept().
   Result<std::unique_ptr<Channel>> take_channel(StopSource& stop);
+  // A file opened with pages, once.
+  Result<MappedFile> take_file(StopSource& stop);
   const Address& address() const noexcept { return address_; }
 
  private:
@@ -87,6 +93,8 @@ class IncomingTarget {
   Address address_;
   std::optional<Listener> listener_;
   UniqueFd fd_;
+  UniqueFd pages_;  // file: with pages
+  bool direct_ = false;
   std::unique_ptr<ExecChild> child_;
 };
 

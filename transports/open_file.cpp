@@ -68,9 +68,27 @@ Result<void> cut_to(int fd, const FileAddress& file) {
   return {};
 }
 
+// The descriptor for page data, of the file that `fd` has open.
+Result<UniqueFd> open_pages(int fd, int mode, PageAccess access, const FileAddress& file, FdSource& descriptors) {
+  if (access == PageAccess::none) return UniqueFd();
+  if (access == PageAccess::cached) {
+    // Used at offsets only, so the shared position does not matter.
+    UniqueFd same(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
+    if (!same) return file_error("Could not open", file.path, errno);
+    return same;
+  }
+  if (is_fdset(file.path)) return descriptors.open_fdset(file.path, mode | O_DIRECT);
+  // By the descriptor, not by the name: it is the same file whatever happens to the name.
+  UniqueFd pages(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), mode | O_DIRECT | O_CLOEXEC));
+  if (pages) return pages;
+  if (errno != EINVAL) return file_error("Could not open", file.path, errno);
+  return plan_error(
+      fmt::format("Could not open '{}': filesystem does not support O_DIRECT", printable(file.path, shown)));
+}
+
 }  // namespace
 
-Result<CreatedFile> create_file(const FileAddress& file, FdSource& descriptors) {
+Result<CreatedFile> create_file(const FileAddress& file, FdSource& descriptors, PageAccess pages) {
   CreatedFile out;
   if (is_fdset(file.path)) {
     MD_TRY(out.fd, descriptors.open_fdset(file.path, O_WRONLY | O_CREAT));
@@ -78,23 +96,26 @@ Result<CreatedFile> create_file(const FileAddress& file, FdSource& descriptors) 
   } else {
     MD_TRY(out, create_path(file.path));
   }
+  // Before anything is cut: what cannot be written as wanted is not touched.
+  MD_TRY(out.pages, open_pages(out.fd.get(), O_WRONLY, pages, file, descriptors));
   MD_CHECK(cut_to(out.fd.get(), file));
   MD_CHECK(move_to(out.fd.get(), file));
   return out;
 }
 
-Result<UniqueFd> open_file(const FileAddress& file, FdSource& descriptors) {
-  UniqueFd fd;
+Result<OpenedFile> open_file(const FileAddress& file, FdSource& descriptors, PageAccess pages) {
+  OpenedFile out;
   if (is_fdset(file.path)) {
-    MD_TRY(fd, descriptors.open_fdset(file.path, O_RDONLY));
-    MD_CHECK(kind_of(fd.get()));
+    MD_TRY(out.fd, descriptors.open_fdset(file.path, O_RDONLY));
+    MD_CHECK(kind_of(out.fd.get()));
   } else {
-    fd.reset(::open(file.path.c_str(), O_RDONLY | safe_flags));
-    if (!fd) return file_error("Could not open", file.path, errno);
-    MD_CHECK(require_file(fd.get(), "Could not open", file.path));
+    out.fd.reset(::open(file.path.c_str(), O_RDONLY | safe_flags));
+    if (!out.fd) return file_error("Could not open", file.path, errno);
+    MD_CHECK(require_file(out.fd.get(), "Could not open", file.path));
   }
-  MD_CHECK(move_to(fd.get(), file));
-  return fd;
+  MD_TRY(out.pages, open_pages(out.fd.get(), O_RDONLY, pages, file, descriptors));
+  MD_CHECK(move_to(out.fd.get(), file));
+  return out;
 }
 
 }  // namespace migrationd::transports

@@ -86,10 +86,12 @@ Decoded<RamSetupBlock> RamSetupDecoder::next(ByteView available) {
   return Decoded<RamSetupBlock>::ready(std::move(block), in.position());
 }
 
+void encode_mem_size(ByteWriter& out, std::uint64_t total) { out.u64(total | ram_flag::mem_size); }
+
 void encode_ram_setup(ByteWriter& out, std::span<const RamSetupBlock> blocks) {
   std::uint64_t total = 0;
   for (const RamSetupBlock& block : blocks) total += block.used_length;
-  out.u64(total | ram_flag::mem_size);
+  encode_mem_size(out, total);
   for (const RamSetupBlock& block : blocks) {
     out.str8(block.name).u64(block.used_length);
     if (block.page_size) out.u64(*block.page_size);

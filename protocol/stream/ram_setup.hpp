@@ -56,6 +56,8 @@ class RamSetupDecoder {
   std::unordered_set<std::string> names_;
 };
 
+// The MEM_SIZE record alone: whoever calls it writes the list.
+void encode_mem_size(ByteWriter& out, std::uint64_t total);
 // The MEM_SIZE record with its list; the total is the sum of the lengths. Members that are set are written.
 void encode_ram_setup(ByteWriter& out, std::span<const RamSetupBlock> blocks);
 

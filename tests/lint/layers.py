@@ -11,7 +11,8 @@ import sys
 
 import tree
 
-CONTRACTS = ["transports/channel.hpp", "transports/positional_file.hpp", "transports/buffered.hpp",
+CONTRACTS = ["transports/channel.hpp", "transports/positional_file.hpp", "transports/seekable_channel.hpp",
+             "transports/buffered.hpp",
              "transports/rdma_link.hpp"]
 RAM = ["base", "protocol/stream", *CONTRACTS]
 ALLOWED = {
