@@ -2,11 +2,12 @@
 #include "ram/sink_stream.hpp"
 
 #include "protocol/stream/ram_record.hpp"
+#include "protocol/stream/ram_setup.hpp"
 #include "ram/zero_page.hpp"
 
 #include <algorithm>
 #include <array>
-#include <chrono>
+#include <vector>
 
 namespace migrationd::ram {
 namespace {
@@ -21,9 +22,9 @@ SinkStream::SinkStream(RamMap& map, transports::BufferedWriter& writer, const St
                        Options options)
     : map_(map),
       writer_(writer),
-      stop_(stop),
       counters_(counters),
       options_(options),
+      pacer_(stop),
       zero_records_(new std::byte[zero_run_pages * stream::zero_record_bytes]) {}
 
 std::string_view SinkStream::name_for(std::size_t block) noexcept {
@@ -34,26 +35,12 @@ std::string_view SinkStream::name_for(std::size_t block) noexcept {
 
 void SinkStream::account(std::size_t bytes) noexcept {
   counters_.transferred.add(bytes);
-  unpaced_ += bytes;
+  pacer_.sent(bytes);
 }
 
+// What was paid for goes out before we sleep: the peer works meanwhile, and references end.
 Result<void> SinkStream::pace() {
-  if (limiter_ == nullptr) {
-    unpaced_ = 0;
-    return {};
-  }
-  if (unpaced_ < limiter_->quantum()) return {};
-  limiter_->sent(unpaced_);
-  unpaced_ = 0;
-  auto wait = limiter_->wait(std::chrono::steady_clock::now());
-  if (wait == std::chrono::nanoseconds::zero()) return {};
-  // What was paid for goes out before we sleep: the peer works meanwhile, and references end.
-  MD_CHECK(writer_.flush());
-  while (wait != std::chrono::nanoseconds::zero()) {
-    if (!stop_.sleep_for(wait)) return cancelled_error();
-    wait = limiter_->wait(std::chrono::steady_clock::now());
-  }
-  return {};
+  return pacer_.pace([this] { return writer_.flush(); });
 }
 
 Result<void> SinkStream::send_zero_page(std::size_t block, std::uint64_t offset) {
@@ -128,6 +115,19 @@ Result<void> SinkStream::send_holes(std::size_t block, PageRun run) {
     done += pages;
   }
   return {};
+}
+
+Result<void> SinkStream::write_block_list() {
+  std::vector<stream::RamSetupBlock> list;
+  for (std::size_t i = 0; i < map_.size(); ++i) {
+    stream::RamSetupBlock block;
+    block.name = map_.at(i).name();
+    block.used_length = map_.at(i).length();
+    list.push_back(std::move(block));
+  }
+  ByteWriter out;
+  stream::encode_ram_setup(out, list);
+  return writer_.append(out.view());
 }
 
 Result<void> SinkStream::send(const PageBatch& batch) {

@@ -15,9 +15,9 @@
 
 #include "base/stop.hpp"
 #include "ram/counters.hpp"
+#include "ram/pacer.hpp"
 #include "ram/page_sink.hpp"
 #include "ram/ram_map.hpp"
-#include "ram/rate_limiter.hpp"
 #include "ram/xbzrle_sender.hpp"
 #include "transports/buffered.hpp"
 
@@ -38,19 +38,15 @@ class SinkStream final : public PageSink {
   SinkStream(RamMap& map, transports::BufferedWriter& writer, const StopSource& stop, SendCounters& counters,
              Options options);
 
-  // Null: as fast as the channel takes it (the last pass). Otherwise it outlives the sink or the next call.
-  void limit_by(RateLimiter* limiter) noexcept { limiter_ = limiter; }
-
-  // From now on pages go as deltas where that is shorter (null: never). It outlives the sink or the next call. Not
-  // before everything was sent once: a delta needs something to start from.
-  void compress_by(XbzrleSender* xbzrle) noexcept { xbzrle_ = xbzrle; }
-
+  void limit_by(RateLimiter* limiter) noexcept override { pacer_.limit_by(limiter); }
+  void compress_by(XbzrleSender* xbzrle) noexcept override { xbzrle_ = xbzrle; }
+  Result<void> write_block_list() override;
   Result<void> send(const PageBatch& batch) override;
   // Flushes the writer.
   Result<void> finish_pass() override;
+  Result<void> end_memory() override { return {}; }
+  Result<void> end_body() override;
   std::uint64_t bytes_sent() const noexcept override { return counters_.transferred.get(); }
-  // The EOS record that ends a section's body; the footer is the caller's. Flushes nothing.
-  Result<void> end_body();
 
  private:
   Result<void> send_pages(std::size_t block, PageRun run);
@@ -63,18 +59,15 @@ class SinkStream final : public PageSink {
   // The block's name if the next record must carry it, else empty; remembers the block.
   std::string_view name_for(std::size_t block) noexcept;
   void account(std::size_t bytes) noexcept;
-  // Waits until the limiter lets more go. Also the place where a stop is noticed.
   Result<void> pace();
 
   RamMap& map_;
   transports::BufferedWriter& writer_;
-  const StopSource& stop_;
   SendCounters& counters_;
   Options options_;
-  RateLimiter* limiter_ = nullptr;
+  Pacer pacer_;
   XbzrleSender* xbzrle_ = nullptr;
   std::optional<std::size_t> current_block_;
-  std::uint64_t unpaced_ = 0;  // bytes since the limiter was last asked
   std::unique_ptr<std::byte[]> zero_records_;
 };
 

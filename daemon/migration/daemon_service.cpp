@@ -21,6 +21,15 @@ namespace migrationd::migration {
 using qmp::Capability;
 using qmp::MigrationStatus;
 
+namespace {
+
+transports::PageAccess page_access(const std::optional<MappedPlan>& mapped) {
+  if (!mapped) return transports::PageAccess::none;
+  return mapped->direct_io ? transports::PageAccess::direct : transports::PageAccess::cached;
+}
+
+}  // namespace
+
 DaemonService::DaemonService(ServiceOptions options, EventSink& events, Post post)
     : options_(std::move(options)),
       events_(events),
@@ -129,6 +138,7 @@ Result<void> DaemonService::migrate(const transports::Address& address, bool res
   start_status(Direction::outgoing);
   transports::ConnectOptions connect;
   connect.allow_exec = options_.allow_exec;
+  connect.pages = page_access(plan.mapped);
   auto target = transports::prepare_outgoing(address, fds, connect);
   if (!target) {
     fail_at_once(target.error());
@@ -177,6 +187,7 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
   transports::ListenOptions listen;
   listen.allow_exec = options_.allow_exec;
   listen.inherited_fds = options_.inherited_fds;
+  listen.pages = page_access(plan.mapped);
   MD_TRY(auto target, transports::open_incoming(address, fds, listen));
   if (const auto* fd = std::get_if<transports::FdAddress>(&address)) {
     // An inherited descriptor is used once.

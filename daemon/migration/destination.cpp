@@ -7,20 +7,26 @@
 #include "protocol/stream/device_tail.hpp"
 #include "protocol/stream/footer_scan.hpp"
 #include "protocol/stream/header.hpp"
+#include "protocol/stream/mapped_ram.hpp"
 #include "protocol/stream/return_path.hpp"
 #include "ram/ram_section_reader.hpp"
 #include "ram/store_plain.hpp"
+#include "transports/positional_file.hpp"
 
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace migrationd::migration {
 namespace {
 
 using qmp::MigrationStatus;
+
+// Of a mapped-ram file; each is 256 KiB at most.
+constexpr std::size_t reads_in_flight = 16;
 
 // Shows `decode` more and more of the stream until it has enough; consumes what it took.
 template <class Decode>
@@ -77,7 +83,12 @@ Result<void> MigrationDestination::run_phases() {
 }
 
 Result<void> MigrationDestination::accept() {
-  if (auto* listener = target_->listener()) {
+  if (plan_.mapped) {
+    MD_TRY(transports::MappedFile file, target_->take_file(stop_));
+    file_ = file.stream.get();
+    page_fd_ = std::move(file.pages);
+    channel_ = std::move(file.stream);
+  } else if (auto* listener = target_->listener()) {
     MD_TRY(channel_, accept_source(*listener, stop_));
   } else {
     MD_TRY(channel_, target_->take_channel(stop_));
@@ -90,7 +101,16 @@ Result<void> MigrationDestination::accept() {
   return {};
 }
 
+// Who writes a mapped-ram file here writes its first bytes last.
+Result<void> MigrationDestination::refuse_unfinished_file() {
+  MD_TRY(const ByteView start, reader_->peek(stream::header_bytes));
+  const auto begins = start.first(stream::header_bytes);
+  if (std::any_of(begins.begin(), begins.end(), [](std::byte value) { return value != std::byte{0}; })) return {};
+  return wire_error("the file is incomplete: it was not written to its end (zeros stand where its header is due)");
+}
+
 Result<void> MigrationDestination::read_preamble() {
+  if (plan_.mapped) MD_CHECK(refuse_unfinished_file());
   auto header = decode_next(*reader_, stream::decode_header);
   if (!header) return std::move(header).error().with("load the stream's header");
   // Every source sends the configuration with the header; one that does not would hold the place for ever.
@@ -104,6 +124,7 @@ Result<void> MigrationDestination::read_preamble() {
 
   stream::ConfigurationExpectations expectations;
   expectations.uuid = own_uuid_;
+  expectations.mapped_ram = plan_.mapped.has_value();
   auto warnings = stream::check_configuration(received, expectations);
   if (!warnings) return std::move(warnings).error().with("load the configuration section");
   for (const std::string& warning : *warnings) log::warning(warning);
@@ -174,7 +195,7 @@ Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header
     return wire_error(fmt::format("section 'ram': instance {} version {}, expected 0 and {}", header.instance_id,
                                   header.version_id, stream::ram_section_version));
   }
-  auto blocks = ram::read_ram_setup(*reader_, {});
+  auto blocks = read_block_list();
   if (!blocks) return std::move(blocks).error().with("section 'ram': block list");
   auto machine = receiver_->prepare_memory(*blocks, header.section_id);
   if (!machine) return std::move(machine).error().with("section 'ram': block list");
@@ -183,20 +204,51 @@ Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header
   progress_.ram_total = machine_->ram().total_bytes();
 
   MD_TRY(store_, ram::StorePlain::make(machine_->ram()));
-  ram_reader_ = std::make_unique<ram::RamSectionReader>(*reader_, machine_->ram(), *store_, counters_);
+  if (plan_.mapped) {
+    auto loaded = load_mapped_pages();
+    if (!loaded) return std::move(loaded).error().with("section 'ram'");
+  } else {
+    ram_reader_ = std::make_unique<ram::RamSectionReader>(*reader_, machine_->ram(), *store_, counters_);
+  }
   return read_ram_body(header.section_id);
+}
+
+Result<std::vector<stream::RamSetupBlock>> MigrationDestination::read_block_list() {
+  if (!plan_.mapped) return ram::read_ram_setup(*reader_, {});
+  MD_TRY(mapped_blocks_, ram::read_mapped_setup(*reader_, *file_));
+  std::vector<stream::RamSetupBlock> blocks;
+  for (const ram::MappedBlock& mapped : mapped_blocks_) blocks.push_back(mapped.block);
+  return blocks;
+}
+
+Result<void> MigrationDestination::load_mapped_pages() {
+  MD_TRY(auto pages, transports::make_positional_file(std::move(page_fd_), plan_.mapped->direct_io, reads_in_flight));
+  ram::MappedLoader loader(machine_->ram(), *store_, *file_, *pages, stop_, counters_);
+  return loader.load(mapped_blocks_);
+}
+
+Result<void> MigrationDestination::read_records() {
+  if (ram_reader_) return ram_reader_->read_body();
+  MD_TRY([[maybe_unused]] const bool ended, decode_next(*reader_, stream::decode_mapped_ram_body));
+  return {};
 }
 
 Result<void> MigrationDestination::read_ram_body(std::uint32_t section_id) {
   if (!ram_section_id_ || section_id != *ram_section_id_) {
     return wire_error(fmt::format("a part of the unknown section {}", section_id));
   }
-  auto read = ram_reader_->read_body();
+  auto read = read_records();
   if (!read) return std::move(read).error().with(fmt::format("load section 'ram' (id {})", section_id));
-  progress_.transferred = reader_->position();
+  publish_received();
   progress_.normal_pages = counters_.normal_pages.get();
   progress_.zero_pages = counters_.zero_pages.get();
   return read_footer(section_id, "ram");
+}
+
+// Pages of a mapped-ram file come beside the stream.
+void MigrationDestination::publish_received() noexcept {
+  const std::uint64_t beside = file_ != nullptr ? counters_.normal_pages.get() * ram::page_size : 0;
+  progress_.transferred = reader_->position() + beside;
 }
 
 Result<void> MigrationDestination::read_footer(std::uint32_t section_id, std::string_view name) {
@@ -266,7 +318,7 @@ Result<void> MigrationDestination::read_tail(stream::DeviceTail& tail) {
     const ByteView available = reader_->buffered();
     MD_TRY(const auto progress, tail.feed(available));
     reader_->consume(available.size());
-    progress_.transferred = reader_->position();
+    publish_received();
     // Without a return path the end of the connection is part of the proof; with one the source waits for us.
     if (progress == stream::TailProgress::complete && return_path_open_) return {};
   }

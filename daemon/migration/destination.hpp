@@ -21,6 +21,7 @@
 #include "protocol/stream/return_path.hpp"
 #include "protocol/stream/sections.hpp"
 #include "ram/counters.hpp"
+#include "ram/mapped_loader.hpp"
 #include "transports/buffered.hpp"
 #include "transports/listen.hpp"
 
@@ -65,8 +66,13 @@ class MigrationDestination {
   Result<void> handle_element(const stream::Element& element);
   Result<void> handle_command(const stream::Command& command);
   Result<void> begin_ram(const stream::SectionHeader& header);
+  Result<std::vector<stream::RamSetupBlock>> read_block_list();
+  Result<void> load_mapped_pages();
+  Result<void> refuse_unfinished_file();
   Result<void> read_ram_body(std::uint32_t section_id);
+  Result<void> read_records();
   Result<void> read_early_section(const stream::SectionHeader& header);
+  void publish_received() noexcept;
   Result<void> read_footer(std::uint32_t section_id, std::string_view name);
   Result<void> tell_source(const stream::ReturnMessage& message);
   Result<void> read_tail(stream::DeviceTail& tail);
@@ -83,6 +89,9 @@ class MigrationDestination {
   StopSource& stop_;
 
   std::unique_ptr<transports::Channel> channel_;
+  // mapped-ram: the same channel, and the file's descriptor for pages.
+  transports::SeekableChannel* file_ = nullptr;
+  UniqueFd page_fd_;
   std::unique_ptr<transports::BufferedReader> reader_;
   bool return_path_open_ = false;
   Machine* machine_ = nullptr;
@@ -90,6 +99,7 @@ class MigrationDestination {
   bool ram_ended_ = false;
   ram::ReceiveCounters counters_;
   std::unique_ptr<ram::StorePlain> store_;
+  std::vector<ram::MappedBlock> mapped_blocks_;
   std::unique_ptr<ram::RamSectionReader> ram_reader_;
   std::vector<DeviceSection> early_sections_;
   DeviceState devices_;

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/migration/plan.hpp"
 
+#include <fmt/format.h>
+
+#include <array>
 #include <variant>
 
 namespace migrationd::migration {
@@ -34,6 +37,31 @@ Result<void> check_transport(const Capabilities& capabilities, const Address& ad
   return {};
 }
 
+// What 10.0 takes and then makes an unusable file of, or never ends (file-and-channels.md 2.8). Refused at the start.
+constexpr std::array spoils_mapped_ram{Capability::background_snapshot, Capability::x_ignore_shared, Capability::x_colo,
+                                       Capability::return_path};
+
+Result<void> check_mapped_ram(const Capabilities& capabilities, const qmp::MigrationParameters& parameters) {
+  if (parameters.multifd_compression != qmp::MultifdCompression::none) {
+    return plan_error("Cannot use compression with mapped-ram");
+  }
+  if (!parameters.tls_creds.empty()) return plan_error("Cannot use TLS with mapped-ram");
+  for (const Capability other : spoils_mapped_ram) {
+    if (!capabilities.has(other)) continue;
+    return plan_error(fmt::format("Mapped-ram migration is incompatible with {}", qmp::to_name(other)));
+  }
+  return {};
+}
+
+// QEMU looks at direct-io only together with multifd. Where we open the file ourselves that is no reason; a client that
+// passes descriptors for a plain mapped-ram file passes none for direct I/O.
+std::optional<MappedPlan> mapped_plan(const Capabilities& capabilities, const qmp::MigrationParameters& parameters,
+                                      const Address& address) {
+  if (!capabilities.has(Capability::mapped_ram)) return std::nullopt;
+  const bool from_set = std::get<transports::FileAddress>(address).path.starts_with("/dev/fdset/");
+  return MappedPlan{parameters.direct_io && (capabilities.has(Capability::multifd) || !from_set)};
+}
+
 // Can the far end answer on the same channel? Descriptors are asked when they are there (MigrationSource::connect).
 // A command could relay both ways, but none says so, and waiting for an answer from `cat` would never end.
 bool can_answer(const Address& address) noexcept {
@@ -49,10 +77,12 @@ Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp:
   if (parameters.mode == qmp::MigMode::cpr_reboot) {
     return plan_error("migration mode 'cpr-reboot' is not built into this daemon yet");
   }
+  if (capabilities.has(Capability::mapped_ram)) MD_CHECK(check_mapped_ram(capabilities, parameters));
   if (!parameters.tls_creds.empty()) {
     return plan_error("TLS is not built into this daemon yet: clear tls-creds");
   }
   SourcePlan plan;
+  plan.mapped = mapped_plan(capabilities, parameters, address);
   plan.return_path = capabilities.has(Capability::return_path) && can_answer(address);
   plan.switchover_ack = capabilities.has(Capability::switchover_ack) && plan.return_path;
   plan.pause_before_switchover = capabilities.has(Capability::pause_before_switchover);
@@ -73,6 +103,7 @@ Result<DestinationPlan> make_destination_plan(const Capabilities& capabilities,
     return plan_error("TLS is not built into this daemon yet: clear tls-creds");
   }
   DestinationPlan plan;
+  plan.mapped = mapped_plan(capabilities, parameters, address);
   plan.switchover_ack = capabilities.has(Capability::switchover_ack);
   return plan;
 }

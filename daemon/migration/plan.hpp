@@ -16,7 +16,14 @@
 
 namespace migrationd::migration {
 
+// A file in which every page has its place.
+struct MappedPlan {
+  // Page data by a second descriptor opened with O_DIRECT.
+  bool direct_io = false;
+};
+
 struct SourcePlan {
+  std::optional<MappedPlan> mapped;
   // Ask the destination to answer. Off for one-way transports whatever the capability says: nobody could answer,
   // and QEMU hangs there in `device` (qmp.md 11).
   bool return_path = false;
@@ -34,6 +41,7 @@ struct SourcePlan {
 };
 
 struct DestinationPlan {
+  std::optional<MappedPlan> mapped;
   bool switchover_ack = false;
 };
 

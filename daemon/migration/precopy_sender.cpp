@@ -2,12 +2,10 @@
 #include "daemon/migration/precopy_sender.hpp"
 
 #include "protocol/stream/commands.hpp"
-#include "protocol/stream/ram_setup.hpp"
 #include "protocol/stream/sections.hpp"
 #include "ram/run_pass.hpp"
 
 #include <utility>
-#include <vector>
 
 namespace migrationd::migration {
 namespace {
@@ -17,25 +15,18 @@ constexpr auto judgement_period = std::chrono::seconds(1);
 // A sweep is not broken off more often than this to look at the dirty log: that look costs time too.
 constexpr auto resynchronise_after = std::chrono::seconds(1);
 
-std::vector<stream::RamSetupBlock> block_list(const ram::RamMap& ram) {
-  std::vector<stream::RamSetupBlock> list;
-  for (std::size_t i = 0; i < ram.size(); ++i) {
-    stream::RamSetupBlock block;
-    block.name = ram.at(i).name();
-    block.used_length = ram.at(i).length();
-    list.push_back(std::move(block));
-  }
-  return list;
-}
-
 }  // namespace
 
 Result<std::unique_ptr<PrecopySender>> PrecopySender::make(const SourcePlan& plan, Machine& machine,
                                                            transports::BufferedWriter& writer, const LiveLimits& limits,
-                                                           Progress& progress, MoverEvents& events, StopSource& stop) {
+                                                           Progress& progress, MoverEvents& events, StopSource& stop,
+                                                           const SinkMaker& make_sink) {
   MD_TRY(auto scanner, ram::PageScanner::of(machine.ram()));
-  return std::unique_ptr<PrecopySender>(
+  std::unique_ptr<PrecopySender> sender(
       new PrecopySender(plan, machine, writer, limits, progress, events, stop, std::move(scanner)));
+  MD_TRY(sender->sink_, make_sink(sender->counters_));
+  sender->sink_->limit_by(&sender->limiter_);
+  return sender;
 }
 
 PrecopySender::PrecopySender(const SourcePlan& plan, Machine& machine, transports::BufferedWriter& writer,
@@ -50,10 +41,7 @@ PrecopySender::PrecopySender(const SourcePlan& plan, Machine& machine, transport
       stop_(stop),
       section_id_(machine.ram_section_id()),
       limiter_(limits.max_bandwidth),
-      scanner_(std::move(scanner)),
-      sink_(machine.ram(), writer, stop, counters_, {.skip_holes = plan.skip_holes}) {
-  sink_.limit_by(&limiter_);
-}
+      scanner_(std::move(scanner)) {}
 
 PrecopySender::~PrecopySender() {
   if (machine_.dirty_log() != nullptr) machine_.dirty_log()->stop();
@@ -63,11 +51,11 @@ PrecopySender::~PrecopySender() {
 Result<void> PrecopySender::append(const ByteWriter& bytes) { return writer_.append(bytes.view()); }
 
 Result<void> PrecopySender::finish_section() {
-  MD_CHECK(sink_.end_body());
+  MD_CHECK(sink_->end_body());
   ByteWriter footer;
   stream::encode_footer(footer, section_id_);
   MD_CHECK(append(footer));
-  return sink_.finish_pass();
+  return writer_.flush();
 }
 
 void PrecopySender::count_pass() {
@@ -85,8 +73,8 @@ Result<void> PrecopySender::send_start() {
 
   ByteWriter out;
   stream::encode_section_start(out, {section_id_, "ram", 0, stream::ram_section_version});
-  stream::encode_ram_setup(out, block_list(machine_.ram()));
   MD_CHECK(append(out));
+  MD_CHECK(sink_->write_block_list());
   MD_CHECK(finish_section());
   publish();
   return {};
@@ -96,7 +84,7 @@ Result<bool> PrecopySender::send_part() {
   ByteWriter head;
   stream::encode_section_part(head, section_id_);
   MD_CHECK(append(head));
-  MD_TRY(const ram::PassEnd end, ram::run_pass(scanner_, sink_, stop_, {}));
+  MD_TRY(const ram::PassEnd end, ram::run_pass(scanner_, *sink_, stop_, {}));
   MD_CHECK(finish_section());
   publish();
   const bool swept = end == ram::PassEnd::swept;
@@ -108,6 +96,7 @@ Result<bool> PrecopySender::send_part() {
 }
 
 Result<bool> PrecopySender::synchronise() {
+  MD_CHECK(sink_->finish_pass());
   MD_CHECK(prepare_deltas());
   MD_TRY(const std::uint64_t dirtied, scanner_.begin_pass(machine_.dirty_log()));
   count_pass();
@@ -121,7 +110,7 @@ Result<bool> PrecopySender::synchronise() {
 Result<void> PrecopySender::prepare_deltas() {
   if (!plan_.xbzrle || !all_sent_) return {};
   if (!xbzrle_) xbzrle_ = std::make_unique<ram::XbzrleSender>(machine_.ram(), progress_.xbzrle);
-  sink_.compress_by(xbzrle_.get());
+  sink_->compress_by(xbzrle_.get());
   return xbzrle_->begin_pass(limits_.xbzrle_cache_size);
 }
 
@@ -146,7 +135,7 @@ void PrecopySender::brake_guest(std::uint64_t dirtied_pages) {
   settings.increment = limits_.cpu_throttle_increment;
   settings.maximum = limits_.max_cpu_throttle;
   settings.tailslow = limits_.cpu_throttle_tailslow;
-  const std::uint64_t sent = writer_.total_written();
+  const std::uint64_t sent = total_sent();
   if (const auto percent = auto_converge_.on_sync(judged_dirtied_, sent - judged_sent_, settings)) {
     machine_.throttle(*percent);
     progress_.throttle_percent = *percent;
@@ -161,7 +150,7 @@ SwitchoverLimits PrecopySender::switchover_limits() const noexcept {
 }
 
 void PrecopySender::publish() {
-  const std::uint64_t sent = writer_.total_written();
+  const std::uint64_t sent = total_sent();
   const std::uint64_t pages = counters_.normal_pages.get() + counters_.zero_pages.get();
   meter_.sample(Clock::now().time_since_epoch(), sent, pages);
   progress_.transferred = sent;
@@ -177,14 +166,16 @@ void PrecopySender::publish() {
 Result<void> PrecopySender::send_end() {
   const std::uint64_t before = counters_.transferred.get();
   progress_.precopy_bytes = before;
-  sink_.limit_by(nullptr);
+  sink_->limit_by(nullptr);
   MD_TRY([[maybe_unused]] const bool may_stop, synchronise());
 
   ByteWriter head;
   if (machine_.configuration().switchover_start) stream::encode_command(head, stream::command::SwitchoverStart{});
   stream::encode_section_end(head, section_id_);
   MD_CHECK(append(head));
-  MD_CHECK(ram::run_whole_pass(scanner_, sink_, stop_));
+  MD_CHECK(ram::run_whole_pass(scanner_, *sink_, stop_));
+  MD_CHECK(sink_->finish_pass());
+  MD_CHECK(sink_->end_memory());
   MD_CHECK(finish_section());
   progress_.downtime_bytes = counters_.transferred.get() - before;
   publish();

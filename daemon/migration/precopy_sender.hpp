@@ -16,20 +16,26 @@
 #include "daemon/migration/switchover_policy.hpp"
 #include "ram/counters.hpp"
 #include "ram/page_scanner.hpp"
+#include "ram/page_sink.hpp"
 #include "ram/rate_limiter.hpp"
-#include "ram/sink_stream.hpp"
 #include "ram/xbzrle_sender.hpp"
+#include "transports/buffered.hpp"
 
+#include <functional>
 #include <memory>
 
 namespace migrationd::migration {
 
+// Makes what the pages go through; it counts in the counters it is given, which outlive it.
+using SinkMaker = std::function<Result<std::unique_ptr<ram::PageSink>>(ram::SendCounters& counters)>;
+
 class PrecopySender {
  public:
-  // All of them outlive it.
+  // All but the maker outlive it.
   static Result<std::unique_ptr<PrecopySender>> make(const SourcePlan& plan, Machine& machine,
                                                      transports::BufferedWriter& writer, const LiveLimits& limits,
-                                                     Progress& progress, MoverEvents& events, StopSource& stop);
+                                                     Progress& progress, MoverEvents& events, StopSource& stop,
+                                                     const SinkMaker& make_sink);
   // Lifts the write protection and the throttle.
   ~PrecopySender();
 
@@ -41,6 +47,8 @@ class PrecopySender {
   // Fetches what the guest wrote since the last time and starts a new sweep over all that is dirty. True: the machine
   // may be stopped now.
   Result<bool> synchronise();
+  // What went out so far, pages beside the stream included.
+  std::uint64_t total_sent() const noexcept { return writer_.total_written() + sink_->bytes_beside_stream(); }
   std::uint64_t remaining_bytes() const noexcept { return scanner_.remaining_bytes(); }
   // The machine is stopped: END with everything that is left, at full speed.
   Result<void> send_end();
@@ -70,7 +78,7 @@ class PrecopySender {
   ram::SendCounters counters_;
   ram::RateLimiter limiter_;
   ram::PageScanner scanner_;
-  ram::SinkStream sink_;
+  std::unique_ptr<ram::PageSink> sink_;
   BandwidthMeter meter_;
   SwitchoverPolicy policy_;
   bool all_sent_ = false;                      // the first sweep reached its end

@@ -7,6 +7,9 @@
 #include "protocol/stream/configuration.hpp"
 #include "protocol/stream/header.hpp"
 #include "protocol/stream/sections.hpp"
+#include "ram/sink_mapped.hpp"
+#include "ram/sink_stream.hpp"
+#include "transports/positional_file.hpp"
 
 #include <poll.h>
 
@@ -22,6 +25,8 @@ using qmp::MigrationStatus;
 constexpr std::uint32_t ping_after_open = 1;
 // How long a failed write waits for the peer's own word on why: it comes from another thread.
 constexpr auto peers_word_wait = std::chrono::milliseconds(200);
+// Of a mapped-ram file; each is 1 MiB at most.
+constexpr std::size_t writes_in_flight = 16;
 // Everything is sent, but the destination has not acknowledged the switchover: look again after this.
 constexpr auto acknowledge_poll = std::chrono::milliseconds(5);
 
@@ -60,7 +65,14 @@ Result<void> MigrationSource::run_phases() {
 }
 
 Result<void> MigrationSource::connect() {
-  MD_TRY(channel_, target_.connect(stop_));
+  if (plan_.mapped) {
+    MD_TRY(transports::MappedFile file, target_.take_file(stop_));
+    file_ = file.stream.get();
+    page_fd_ = std::move(file.pages);
+    channel_ = std::move(file.stream);
+  } else {
+    MD_TRY(channel_, target_.connect(stop_));
+  }
   // Only now is known what an fd: is: a pipe or a file cannot answer.
   plan_.return_path = plan_.return_path && channel_->bidirectional() && !channel_->is_file();
   plan_.switchover_ack = plan_.switchover_ack && plan_.return_path;
@@ -77,6 +89,8 @@ Result<void> MigrationSource::open_stream() {
   configuration.uuid = machine.uuid;
   if (!configuration.uuid && plan_.validate_uuid) configuration.uuid = own_uuid_;
 
+  if (plan_.mapped) configuration.capabilities = {std::string(stream::capability_mapped_ram)};
+
   ByteWriter out;
   stream::encode_header(out);
   stream::encode_configuration(out, configuration);
@@ -90,7 +104,8 @@ Result<void> MigrationSource::open_stream() {
 }
 
 Result<void> MigrationSource::set_up_memory() {
-  MD_TRY(sender_, PrecopySender::make(plan_, machine_, *writer_, limits_, progress_, events_, stop_));
+  const SinkMaker sink_maker = [this](ram::SendCounters& counters) { return make_sink(counters); };
+  MD_TRY(sender_, PrecopySender::make(plan_, machine_, *writer_, limits_, progress_, events_, stop_, sink_maker));
   auto sent = sender_->send_start();
   if (!sent) return std::move(sent).error().with("set up memory");
   ByteWriter early;
@@ -99,6 +114,17 @@ Result<void> MigrationSource::set_up_memory() {
   progress_.setup_ms = static_cast<std::int64_t>(milliseconds_since(started_));
   events_.status(MigrationStatus::active);
   return {};
+}
+
+Result<std::unique_ptr<ram::PageSink>> MigrationSource::make_sink(ram::SendCounters& counters) {
+  if (plan_.mapped) {
+    MD_TRY(auto pages,
+           transports::make_positional_file(std::move(page_fd_), plan_.mapped->direct_io, writes_in_flight));
+    MD_TRY(auto sink, ram::SinkMapped::make(machine_.ram(), *writer_, *file_, std::move(pages), stop_, counters));
+    return std::unique_ptr<ram::PageSink>(std::move(sink));
+  }
+  return std::unique_ptr<ram::PageSink>(std::make_unique<ram::SinkStream>(
+      machine_.ram(), *writer_, stop_, counters, ram::SinkStream::Options{.skip_holes = plan_.skip_holes}));
 }
 
 Result<void> MigrationSource::iterate() {
@@ -204,7 +230,7 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
         std::chrono::duration_cast<std::chrono::microseconds>(written_at_.value_or(Clock::now()) - stopped_at_).count();
   }
   progress_.total_ms = static_cast<std::int64_t>(milliseconds_since(started_));
-  progress_.transferred = writer_ ? writer_->total_written() : 0;
+  progress_.transferred = sender_ ? sender_->total_sent() : writer_ ? writer_->total_written() : 0;
 
   // Protection and throttle are lifted before the guest can run again.
   sender_.reset();

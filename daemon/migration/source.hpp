@@ -29,6 +29,8 @@
 #include "daemon/migration/return_path_reader.hpp"
 #include "daemon/migration/run_control.hpp"
 #include "daemon/migration/switchover_policy.hpp"
+#include "ram/counters.hpp"
+#include "ram/page_sink.hpp"
 #include "transports/buffered.hpp"
 #include "transports/connect.hpp"
 
@@ -65,6 +67,7 @@ class MigrationSource {
   Result<void> connect();
   Result<void> open_stream();
   Result<void> set_up_memory();
+  Result<std::unique_ptr<ram::PageSink>> make_sink(ram::SendCounters& counters);
   Result<void> iterate();
   Result<void> stop_machine();
   Result<void> wait_in_pre_switchover();
@@ -93,6 +96,9 @@ class MigrationSource {
   std::optional<Clock::time_point> written_at_;  // one-way targets: all bytes handed over
   Point point_ = Point::before_stop;
   std::unique_ptr<transports::Channel> channel_;
+  // mapped-ram: the same channel, and the file's descriptor for pages.
+  transports::SeekableChannel* file_ = nullptr;
+  UniqueFd page_fd_;
   std::unique_ptr<transports::BufferedWriter> writer_;
   std::unique_ptr<ReturnPathReader> return_path_;
   std::unique_ptr<PrecopySender> sender_;

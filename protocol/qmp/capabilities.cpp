@@ -36,7 +36,7 @@ constexpr std::array<CapabilityRow, capability_count> table{{
     {C::postcopy_preempt, false, "urgent pages on a connection of their own"},
     {C::switchover_ack, true, "the destination agrees before the source stops"},
     {C::dirty_limit, false, "limit the dirtying per vCPU (KVM's dirty ring)"},
-    {C::mapped_ram, false, "each page at a fixed place in the file"},
+    {C::mapped_ram, true, "each page at a fixed place in the file"},
     {C::skip_holes, true, "leave memory that was never touched out of the stream; to be on at both ends"},
 }};
 

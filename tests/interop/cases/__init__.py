@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Importing this package registers every case. The order here is the order in which they run."""
 
-from . import selftest, matrix, parked, libvirt, synthetic, hostile, kill, faults, trouble, leftover, \
+from . import selftest, matrix, parked, mapped, libvirt, synthetic, hostile, kill, faults, trouble, leftover, \
     xbzrle  # noqa: F401
