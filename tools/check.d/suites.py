@@ -164,7 +164,7 @@ CORE_PROGRAMS = tuple(f"tests/unit/{folder}/{name}" for name, folder in CORE_TES
 
 def core(at: Context, directory: Path, *under: str) -> Counts:
     with hugepages.reserved(HUGE_PAGES):
-        return at.meson(directory, *CORE_TESTS, "--timeout-multiplier", "12", env=SANITIZER_ENV, under=under)
+        return at.meson(directory, *CORE_TESTS, "--timeout-multiplier", "4", env=SANITIZER_ENV, under=under)
 
 
 def address_core(at: Context) -> Counts:
