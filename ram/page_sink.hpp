@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // PageSink: the source's seam. Where page bytes go: into the plain stream (sink_stream), into a file's page area
-// (sink_mapped), later over several channels, or by RDMA.
+// (sink_mapped), over several channels (sink_multifd), later by RDMA.
 //
 // The order of calls, which is that of the RAM section:
 //   START: write_block_list(), end_body().  PART: send()..., end_body().  END: send()..., end_memory(), end_body().
-// finish_pass() stands between the passes, after end_body() or before end_memory().
+// finish_pass() stands between the passes, after end_body() or before end_memory(); the section before it, and END,
+// have mark_pass_end() before their end_body().
 //
 // send() may wait: that is the back-pressure. Guest memory is read during send() or until the next flush; a page torn
 // by a racing write is dirty again and goes in a later pass. Errors are those of the channel, or
@@ -41,6 +42,8 @@ class PageSink {
   virtual Result<void> send(const PageBatch& batch) = 0;
   // Every page of the pass is out of our hands before a page of the next one can overtake it.
   virtual Result<void> finish_pass() = 0;
+  // In a body, before its EOS: what comes behind this section may be pages sent before.
+  virtual Result<void> mark_pass_end() { return {}; }
   // After the last pass: what the sink itself still owes the destination.
   virtual Result<void> end_memory() = 0;
   // The EOS record that ends a section's body; the footer is the caller's. Flushes nothing.

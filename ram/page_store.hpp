@@ -4,7 +4,7 @@
 // guest's userfaultfd.
 //
 // It takes proved spans only: nothing behind it looks at wire numbers. Errors: ErrorKind::io, when the kernel has no
-// page left. Thread: the mover.
+// page left. Thread: the mover; with multifd its channels' threads too, each with pages of its own.
 #pragma once
 
 #include "base/bytes.hpp"
@@ -29,13 +29,17 @@ class PageStore {
   virtual Result<void> place(const GuestSpan& span, std::span<const iovec> pages) = 0;
   // The span's pages are zero.
   virtual Result<void> place_zero(const GuestSpan& span) = 0;
+  // The span's bytes are about to arrive. True: they may be received into its memory (RamMap::memory()) and are
+  // announced with placed() when all are there. False: into a buffer, then place().
+  virtual bool receive_in_place(const GuestSpan& span) = 0;
   // One page's memory, to be changed in place (delta pages). Valid until the next call.
   virtual Result<std::span<std::byte>> page_to_change(const GuestSpan& page) = 0;
 
   // How many pages from the span's start may be filled with bytes that turn out to be something else: pages not
   // received yet, in memory that is there and mapped. 0: none, use place(). They count as received only after placed().
   virtual std::size_t pages_to_guess(const GuestSpan& ahead) = 0;
-  // The span lies within what pages_to_guess() allowed, and its memory holds the pages' right bytes now.
+  // The span lies within what pages_to_guess() or receive_in_place() allowed, and its memory holds the pages' right
+  // bytes now.
   virtual void placed(const GuestSpan& span) = 0;
 
   // The last record was read: what was never received reads as zero from now on.

@@ -2,6 +2,7 @@
 #include "ram/ram_section_reader.hpp"
 
 #include "protocol/stream/xbzrle.hpp"
+#include "ram/multifd_receiver.hpp"
 
 #include <fmt/format.h>
 
@@ -78,7 +79,8 @@ Result<void> RamSectionReader::read_body() {
 
 // The buffer holds no whole record. If the last one was a page, the next is probably the next page.
 Result<void> RamSectionReader::take_ahead() {
-  if (!next_page_) return {};
+  // With multifd the room ahead may be filled by another thread before a wrong guess is put right.
+  if (!next_page_ || multifd_ != nullptr) return {};
   MD_TRY(const std::size_t pages, scatter_.take(*block_, *next_page_));
   counters_.normal_pages.add(pages);
   *next_page_ += pages;
@@ -122,9 +124,15 @@ Result<bool> RamSectionReader::take_record(ByteView rest, const RamRecord& recor
       MD_CHECK(take_encoded(record));
       return true;
     case RamKind::eos:
+      MD_CHECK(place_gathered());
+      if (multifd_ != nullptr) MD_CHECK(multifd_->at_end_of_section());
       return false;
     case RamKind::multifd_flush:
-      return wire_error("a multifd synchronisation point, but this migration has no multifd channels");
+      MD_CHECK(place_gathered());
+      if (multifd_ == nullptr)
+        return wire_error("a multifd synchronisation point, but this migration has no multifd channels");
+      MD_CHECK(multifd_->at_flush());
+      return true;
     case RamKind::mem_size:
       return wire_error("a second block list");
     case RamKind::malformed:

@@ -10,6 +10,9 @@
 // directly (scatter_reader.hpp). Every offset is proved by RamMap::prove() before it is used.
 // The block that CONTINUE means is remembered here, across sections: keep one reader for the whole channel.
 //
+// With multifd most pages come on other channels; the reader then is the one that meets them: at FLUSH records or at
+// the ends of bodies (multifd_receiver.hpp).
+//
 // Errors: ErrorKind::wire with block and offset; those of the channel and of the store. Thread: the mover.
 #pragma once
 
@@ -29,6 +32,8 @@
 
 namespace migrationd::ram {
 
+class MultifdReceiver;
+
 // The MEM_SIZE record and its list, which begin a START body. Leaves the reader in front of the first record.
 Result<std::vector<stream::RamSetupBlock>> read_ram_setup(transports::BufferedReader& reader,
                                                           stream::RamSetupOptions options);
@@ -38,6 +43,8 @@ class RamSectionReader {
   // All of them outlive it.
   RamSectionReader(transports::BufferedReader& reader, RamMap& map, PageStore& store, ReceiveCounters& counters);
 
+  // Before the first body; it outlives the reader.
+  void meet_channels(MultifdReceiver& multifd) noexcept { multifd_ = &multifd; }
   // Takes records up to and including EOS.
   Result<void> read_body();
 
@@ -58,6 +65,7 @@ class RamSectionReader {
   RamMap& map_;
   PageStore& store_;
   ReceiveCounters& counters_;
+  MultifdReceiver* multifd_ = nullptr;
   std::optional<std::size_t> block_;
   std::optional<stream::PageInflater> inflater_;
   ScatterReader scatter_;

@@ -149,4 +149,11 @@ Result<void> SinkStream::end_body() {
   return writer_.append({record.data(), size});
 }
 
+Result<void> SinkStream::put_flush() {
+  std::array<std::byte, stream::ram_word_bytes> record;
+  const std::size_t size = stream::encode_multifd_flush(record.data());
+  account(size);
+  return writer_.append({record.data(), size});
+}
+
 }  // namespace migrationd::ram

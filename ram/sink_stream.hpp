@@ -48,6 +48,9 @@ class SinkStream final : public PageSink {
   Result<void> end_body() override;
   std::uint64_t bytes_sent() const noexcept override { return counters_.transferred.get(); }
 
+  // The record of a multifd barrier, for sink_multifd. Flushes nothing.
+  Result<void> put_flush();
+
  private:
   Result<void> send_pages(std::size_t block, PageRun run);
   Result<void> send_page(std::size_t block, std::uint64_t offset);

@@ -59,8 +59,8 @@ void StorePlain::copy_to_view(const RamBlock& block, std::uint64_t offset, std::
 }
 
 Result<void> StorePlain::write_to_file(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages) {
-  rest_.assign(pages.begin(), pages.end());
-  std::span<iovec> rest(rest_);
+  std::span<const iovec> rest = pages;
+  std::vector<iovec> cut;  // of a short write, which is rare
   while (!rest.empty()) {
     const ssize_t written =
         ::pwritev(block.fd(), rest.data(), static_cast<int>(rest.size()), static_cast<off_t>(offset));
@@ -75,8 +75,10 @@ Result<void> StorePlain::write_to_file(const RamBlock& block, std::uint64_t offs
       rest = rest.subspan(1);
     }
     if (left != 0) {
-      rest.front().iov_base = static_cast<std::byte*>(rest.front().iov_base) + left;
-      rest.front().iov_len -= left;
+      cut = std::vector<iovec>(rest.begin(), rest.end());
+      cut.front().iov_base = static_cast<std::byte*>(cut.front().iov_base) + left;
+      cut.front().iov_len -= left;
+      rest = cut;
     }
   }
   return {};
@@ -101,14 +103,13 @@ void StorePlain::map_stale(const RamBlock& target, Block& block, std::size_t pag
   block.mapped.set_range(page, end - page);
 }
 
-Result<void> StorePlain::place_part(std::size_t index, std::size_t first, std::span<const iovec> pages) {
-  if (blocks_[index].mapped.test(first)) {
-    copy_to_view(map_.at(index), first * page_size, pages);
-    return {};
-  }
-  MD_CHECK(write_to_file(map_.at(index), first * page_size, pages));
-  note_stored(blocks_[index], first, first + pages.size());
-  return {};
+// The next part of [page, end) that is stored in one way; maps stale pages first.
+StorePlain::Part StorePlain::next_part(std::size_t index, std::size_t page, std::size_t end) noexcept {
+  const std::lock_guard lock(mutex_);
+  Block& block = blocks_[index];
+  if (block.stale.test(page) && !block.mapped.test(page)) map_stale(map_.at(index), block, page);
+  if (block.mapped.test(page)) return {block.mapped.find_clear(page, end), true};
+  return {block.stale.find_set(page, block.mapped.find_set(page, end)), false};
 }
 
 Result<void> StorePlain::place(const GuestSpan& span, std::span<const iovec> pages) {
@@ -118,18 +119,38 @@ Result<void> StorePlain::place(const GuestSpan& span, std::span<const iovec> pag
   const std::size_t end = first + pages.size();
   if (is_huge(target)) {
     copy_to_view(target, span.offset(), pages);
-  } else {
-    for (std::size_t page = first; page < end;) {
-      if (block.stale.test(page) && !block.mapped.test(page)) map_stale(target, block, page);
-      const std::size_t stop = block.mapped.test(page) ? block.mapped.find_clear(page, end)
-                                                       : block.stale.find_set(page, block.mapped.find_set(page, end));
-      MD_CHECK(place_part(span.block(), page, pages.subspan(page - first, stop - page)));
-      page = stop;
-    }
+    placed(span);
+    return {};
   }
-  block.stored.set_range(first, pages.size());
-  block.stale.clear_range(first, pages.size());
+  for (std::size_t page = first; page < end;) {
+    const Part part = next_part(span.block(), page, end);
+    const auto pieces = pages.subspan(page - first, part.end - page);
+    if (part.by_view) {
+      copy_to_view(target, page * page_size, pieces);
+    } else {
+      MD_CHECK(write_to_file(target, page * page_size, pieces));
+    }
+    const std::lock_guard lock(mutex_);
+    if (!part.by_view) note_stored(block, page, part.end);
+    block.stored.set_range(page, part.end - page);
+    block.stale.clear_range(page, part.end - page);
+    page = part.end;
+  }
   return {};
+}
+
+bool StorePlain::receive_in_place(const GuestSpan& span) {
+  const RamBlock& target = map_.at(span.block());
+  if (is_huge(target)) return true;
+  const std::lock_guard lock(mutex_);
+  Block& block = blocks_[span.block()];
+  const std::size_t first = span.offset() / page_size;
+  const std::size_t end = first + span.length() / page_size;
+  for (std::size_t page = block.mapped.find_clear(first, end); page < end; page = block.mapped.find_clear(page, end)) {
+    if (!block.stale.test(page)) return false;
+    map_stale(target, block, page);
+  }
+  return true;
 }
 
 void StorePlain::clear(const RamBlock& block, const Bitmap& those, std::size_t first, std::size_t end) noexcept {
@@ -141,18 +162,28 @@ void StorePlain::clear(const RamBlock& block, const Bitmap& those, std::size_t f
 }
 
 // Stale pages are cleared like stored ones, not given back: they are zero with one write, and the next pass may want
-// the memory again.
+// the memory again. Which pages are to be cleared is asked under the lock, the clearing is done outside.
 Result<void> StorePlain::place_zero(const GuestSpan& span) {
+  const RamBlock& target = map_.at(span.block());
   Block& block = blocks_[span.block()];
-  const std::size_t first = span.offset() / page_size;
-  const std::size_t end = first + span.length() / page_size;
-  clear(map_.at(span.block()), block.stored, first, end);
-  clear(map_.at(span.block()), block.stale, first, end);
-  block.stale.clear_range(first, end - first);
+  const std::size_t end = (span.offset() + span.length()) / page_size;
+  std::unique_lock lock(mutex_);
+  for (std::size_t page = span.offset() / page_size; page < end;) {
+    const std::size_t filled = block.stored.find_set(page, block.stale.find_set(page, end));
+    if (filled == end) break;
+    const std::size_t stop =
+        block.stored.test(filled) ? block.stored.find_clear(filled, end) : block.stale.find_clear(filled, end);
+    lock.unlock();
+    std::memset(target.engine() + filled * page_size, 0, (stop - filled) * page_size);
+    lock.lock();
+    block.stale.clear_range(filled, stop - filled);
+    page = stop;
+  }
   return {};
 }
 
 Result<std::span<std::byte>> StorePlain::page_to_change(const GuestSpan& page) {
+  const std::lock_guard lock(mutex_);
   Block& block = blocks_[page.block()];
   const std::size_t number = page.offset() / page_size;
   // A delta for a page that never came is a delta to zeros.
@@ -163,6 +194,7 @@ Result<std::span<std::byte>> StorePlain::page_to_change(const GuestSpan& page) {
 }
 
 std::size_t StorePlain::pages_to_guess(const GuestSpan& ahead) {
+  const std::lock_guard lock(mutex_);
   const RamBlock& target = map_.at(ahead.block());
   Block& block = blocks_[ahead.block()];
   const std::size_t first = ahead.offset() / page_size;
@@ -173,6 +205,7 @@ std::size_t StorePlain::pages_to_guess(const GuestSpan& ahead) {
 }
 
 void StorePlain::placed(const GuestSpan& span) {
+  const std::lock_guard lock(mutex_);
   Block& block = blocks_[span.block()];
   const std::size_t first = span.offset() / page_size;
   const std::size_t count = span.length() / page_size;
@@ -198,6 +231,7 @@ Result<void> StorePlain::forget_stale(std::size_t index) {
 }
 
 Result<void> StorePlain::finish() {
+  const std::lock_guard lock(mutex_);
   for (std::size_t index = 0; index < blocks_.size(); ++index) MD_CHECK(forget_stale(index));
   return {};
 }

@@ -18,13 +18,17 @@
 //
 // Zero pages: one neither stored nor stale is a hole, and a hole reads as zeros, so there is nothing to do; looking at
 // it would allocate it.
-// Thread: the mover.
+//
+// Thread: any. A lock guards the bitmaps, for bits of pages that two threads store share words; it is held while bits
+// are asked and set and page tables are filled, not while bytes move. Two threads that store one page at the same time
+// leave a mixture: the barriers of the stream keep honest ones from it.
 #pragma once
 
 #include "base/bitmap.hpp"
 #include "ram/page_store.hpp"
 
 #include <memory>
+#include <mutex>
 #include <vector>
 
 namespace migrationd::ram {
@@ -36,6 +40,7 @@ class StorePlain final : public PageStore {
 
   Result<void> place(const GuestSpan& span, std::span<const iovec> pages) override;
   Result<void> place_zero(const GuestSpan& span) override;
+  bool receive_in_place(const GuestSpan& span) override;
   Result<std::span<std::byte>> page_to_change(const GuestSpan& page) override;
   std::size_t pages_to_guess(const GuestSpan& ahead) override;
   void placed(const GuestSpan& span) override;
@@ -47,10 +52,14 @@ class StorePlain final : public PageStore {
     Bitmap mapped;  // stored more than once, or populated: the engine view is used from now on
     Bitmap stale;   // allocated and holds bytes nobody wants; never together with `stored`
   };
+  struct Part {
+    std::size_t end = 0;
+    bool by_view = false;  // else by the file
+  };
   explicit StorePlain(RamMap& map);
   Result<void> note_stale(std::size_t index);
-  Result<void> write_to_file(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages);
-  Result<void> place_part(std::size_t index, std::size_t first, std::span<const iovec> pages);
+  Part next_part(std::size_t index, std::size_t page, std::size_t end) noexcept;
+  static Result<void> write_to_file(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages);
   Result<void> forget_stale(std::size_t index);
   static void note_stored(Block& block, std::size_t first, std::size_t end) noexcept;
   static void copy_to_view(const RamBlock& block, std::uint64_t offset, std::span<const iovec> pages) noexcept;
@@ -58,8 +67,8 @@ class StorePlain final : public PageStore {
   void map_stale(const RamBlock& target, Block& block, std::size_t page) noexcept;
 
   RamMap& map_;
+  std::mutex mutex_;
   std::vector<Block> blocks_;
-  std::vector<iovec> rest_;  // of a short write
 };
 
 }  // namespace migrationd::ram

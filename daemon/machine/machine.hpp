@@ -35,6 +35,7 @@ enum class MachineKind : std::uint8_t { parked, synthetic };
 struct MachineConfiguration {
   std::string machine_name;                       // "pc-i440fx-7.2", "migrationd-synthetic-1"
   std::optional<stream::Uuid> uuid;               // as received; nothing: the stream carried none
+  std::optional<stream::Uuid> multifd_uuid;       // as its multifd channels said; goes on over such channels only
   std::optional<std::uint32_t> target_page_bits;  // only if the stream had it
   bool switchover_start = false;                  // send COMMAND 11 (machines of QEMU 10.0 on)
 };

@@ -188,6 +188,7 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
   listen.allow_exec = options_.allow_exec;
   listen.inherited_fds = options_.inherited_fds;
   listen.pages = page_access(plan.mapped);
+  if (plan.multifd) listen.backlog = static_cast<int>(plan.multifd->channels) + 1;
   MD_TRY(auto target, transports::open_incoming(address, fds, listen));
   if (const auto* fd = std::get_if<transports::FdAddress>(&address)) {
     // An inherited descriptor is used once.

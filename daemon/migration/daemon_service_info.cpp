@@ -66,6 +66,7 @@ qmp::MigrationRamStats DaemonService::ram_stats() const {
   const bool completed = lifecycle_.status() == MigrationStatus::completed;
   qmp::MigrationRamStats stats;
   stats.transferred = from.transferred;
+  stats.multifd_bytes = from.multifd_bytes;
   stats.remaining = completed ? 0 : from.remaining.load();
   stats.total = from.ram_total;
   stats.duplicate = from.zero_pages;

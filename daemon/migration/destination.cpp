@@ -9,6 +9,7 @@
 #include "protocol/stream/header.hpp"
 #include "protocol/stream/mapped_ram.hpp"
 #include "protocol/stream/return_path.hpp"
+#include "ram/multifd_receiver.hpp"
 #include "ram/ram_section_reader.hpp"
 #include "ram/store_plain.hpp"
 #include "transports/positional_file.hpp"
@@ -62,6 +63,12 @@ MigrationDestination::~MigrationDestination() = default;
 
 DestinationOutcome MigrationDestination::run() {
   DestinationOutcome outcome{run_phases(), nullptr};
+  // A channel's thread raised the stop, and knows why.
+  if (!outcome.result && outcome.result.error().is_cancelled() && multifd_) {
+    if (auto failure = multifd_->failure()) outcome.result = std::move(*failure);
+  }
+  // The source may close them when it has had our answer, and still write to them before.
+  multifd_.reset();
   if (outcome.result) {
     outcome.machine = receiver_->take();
   } else {
@@ -89,7 +96,12 @@ Result<void> MigrationDestination::accept() {
     page_fd_ = std::move(file.pages);
     channel_ = std::move(file.stream);
   } else if (auto* listener = target_->listener()) {
-    MD_TRY(channel_, accept_source(*listener, stop_));
+    ExpectedSource expected;
+    if (plan_.multifd) expected = {plan_.multifd->channels, own_uuid_};
+    MD_TRY(auto source, accept_source(*listener, stop_, expected));
+    channel_ = std::move(source.main);
+    channels_ = std::move(source.multifd);
+    multifd_uuid_ = source.uuid;
   } else {
     MD_TRY(channel_, target_->take_channel(stop_));
   }
@@ -133,6 +145,7 @@ Result<void> MigrationDestination::read_preamble() {
   configuration.machine_name = received.machine_name;
   configuration.target_page_bits = received.target_page_bits;
   configuration.uuid = received.uuid;
+  configuration.multifd_uuid = multifd_uuid_;
   return receiver_->begin(configuration);
 }
 
@@ -152,6 +165,7 @@ Result<void> MigrationDestination::handle_element(const stream::Element& element
   if (const auto* full = std::get_if<stream::SectionFull>(&element)) return read_early_section(full->header);
   if (const auto* command = std::get_if<stream::Command>(&element)) return handle_command(*command);
   if (const auto* end = std::get_if<stream::SectionEnd>(&element)) {
+    if (multifd_) multifd_->begin_last_section();
     MD_CHECK(read_ram_body(end->section_id));
     // Before the devices: they may look at memory, and what never came is zero.
     auto finished = store_->finish();
@@ -210,7 +224,16 @@ Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header
   } else {
     ram_reader_ = std::make_unique<ram::RamSectionReader>(*reader_, machine_->ram(), *store_, counters_);
   }
+  if (plan_.multifd) MD_CHECK(start_channels());
   return read_ram_body(header.section_id);
+}
+
+// What they have sent so far waits in their sockets: nothing can be taken before the block list is known.
+Result<void> MigrationDestination::start_channels() {
+  MD_TRY(multifd_,
+         ram::MultifdReceiver::start(std::move(channels_), plan_.multifd->method, machine_->ram(), *store_, stop_));
+  ram_reader_->meet_channels(*multifd_);
+  return {};
 }
 
 Result<std::vector<stream::RamSetupBlock>> MigrationDestination::read_block_list() {
@@ -240,15 +263,20 @@ Result<void> MigrationDestination::read_ram_body(std::uint32_t section_id) {
   auto read = read_records();
   if (!read) return std::move(read).error().with(fmt::format("load section 'ram' (id {})", section_id));
   publish_received();
-  progress_.normal_pages = counters_.normal_pages.get();
-  progress_.zero_pages = counters_.zero_pages.get();
   return read_footer(section_id, "ram");
 }
 
-// Pages of a mapped-ram file come beside the stream.
+// Pages of a mapped-ram file and of multifd come beside the stream.
 void MigrationDestination::publish_received() noexcept {
   const std::uint64_t beside = file_ != nullptr ? counters_.normal_pages.get() * ram::page_size : 0;
   progress_.transferred = reader_->position() + beside;
+  progress_.normal_pages = counters_.normal_pages.get();
+  progress_.zero_pages = counters_.zero_pages.get();
+  if (!multifd_) return;
+  progress_.multifd_bytes = multifd_->bytes_received();
+  progress_.transferred += multifd_->bytes_received();
+  progress_.normal_pages += multifd_->normal_pages();
+  progress_.zero_pages += multifd_->zero_pages();
 }
 
 Result<void> MigrationDestination::read_footer(std::uint32_t section_id, std::string_view name) {

@@ -30,6 +30,7 @@
 #include <vector>
 
 namespace migrationd::ram {
+class MultifdReceiver;
 class RamSectionReader;
 class StorePlain;
 }  // namespace migrationd::ram
@@ -65,6 +66,7 @@ class MigrationDestination {
 
   Result<void> handle_element(const stream::Element& element);
   Result<void> handle_command(const stream::Command& command);
+  Result<void> start_channels();
   Result<void> begin_ram(const stream::SectionHeader& header);
   Result<std::vector<stream::RamSetupBlock>> read_block_list();
   Result<void> load_mapped_pages();
@@ -100,6 +102,9 @@ class MigrationDestination {
   ram::ReceiveCounters counters_;
   std::unique_ptr<ram::StorePlain> store_;
   std::vector<ram::MappedBlock> mapped_blocks_;
+  std::vector<std::unique_ptr<transports::Channel>> channels_;  // of multifd, until there is memory
+  std::optional<stream::Uuid> multifd_uuid_;
+  std::unique_ptr<ram::MultifdReceiver> multifd_;
   std::unique_ptr<ram::RamSectionReader> ram_reader_;
   std::vector<DeviceSection> early_sections_;
   DeviceState devices_;

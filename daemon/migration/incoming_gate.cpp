@@ -5,22 +5,24 @@
 #include "base/limits.hpp"
 #include "base/log.hpp"
 #include "protocol/stream/header.hpp"
+#include "protocol/stream/multifd_packet.hpp"
 
+#include <fmt/format.h>
 #include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <vector>
+#include <utility>
 
 namespace migrationd::migration {
 namespace {
 
 using SteadyClock = std::chrono::steady_clock;
 
-// Candidates kept at once; one more drops the oldest. A source needs one, a flood of probes must not take all
-// descriptors.
+// Candidates kept at once beside the channels that are to come; one more drops the oldest. A flood of probes must not
+// take all descriptors.
 constexpr std::size_t max_candidates = 16;
 // A header that came in pieces keeps its socket readable: look again after this, not in a busy loop.
 constexpr auto recheck = std::chrono::milliseconds(5);
@@ -33,12 +35,19 @@ struct Candidate {
   SteadyClock::time_point deadline;
 };
 
-enum class Verdict { source, wait, drop };
+enum class Verdict { main, multifd, wait, drop };
+
+// True when the shorter of the two is how the other begins.
+bool begins_alike(ByteView a, ByteView b) {
+  const auto count = static_cast<std::ptrdiff_t>(std::min(a.size(), b.size()));
+  return std::equal(a.begin(), a.begin() + count, b.begin());
+}
 
 // Looks at what has come without taking it.
-Verdict examine(const Candidate& candidate, std::string& reason) {
-  std::array<std::byte, stream::header_bytes> seen{};
-  const ssize_t count = ::recv(candidate.channel->readable_fd(), seen.data(), seen.size(), MSG_PEEK | MSG_DONTWAIT);
+Verdict examine(const Candidate& candidate, bool multifd, std::string& reason) {
+  std::array<std::byte, stream::multifd_hello_bytes> buffer{};
+  static_assert(buffer.size() >= stream::header_bytes);
+  const ssize_t count = ::recv(candidate.channel->readable_fd(), buffer.data(), buffer.size(), MSG_PEEK | MSG_DONTWAIT);
   if (count == 0) {
     reason = "closed without a header";
     return Verdict::drop;
@@ -48,47 +57,72 @@ Verdict examine(const Candidate& candidate, std::string& reason) {
     reason = Error::from_errno("read").text();
     return Verdict::drop;
   }
-  const auto have = static_cast<std::size_t>(count);
+  const ByteView seen = ByteView(buffer).first(static_cast<std::size_t>(count));
   ByteWriter header;
   stream::encode_header(header);
-  const ByteView expected = header.view();
-  if (!std::equal(seen.begin(), seen.begin() + count, expected.begin())) {
-    reason = "not a migration stream";
-    return Verdict::drop;
+  if (begins_alike(seen, header.view())) return seen.size() >= header.size() ? Verdict::main : Verdict::wait;
+  if (multifd && stream::may_begin_multifd(seen))
+    return seen.size() == stream::multifd_hello_bytes ? Verdict::multifd : Verdict::wait;
+  reason = multifd ? fmt::format("neither a migration stream nor a multifd channel (begins with {})",
+                                 printable(as_text(seen.first(std::min<std::size_t>(4, seen.size())))))
+                   : "not a migration stream";
+  return Verdict::drop;
+}
+
+// "01020304-0506-0708-090a-0b0c0d0e0f10"
+std::string text_of(const stream::Uuid& uuid) {
+  std::string out;
+  for (std::size_t i = 0; i < uuid.size(); ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) out += '-';
+    out += fmt::format("{:02x}", static_cast<unsigned>(uuid[i]));
   }
-  return have == seen.size() ? Verdict::source : Verdict::wait;
+  return out;
 }
 
 class Door {
  public:
-  Door(transports::Listener& listener, StopSource& stop) : listener_(listener), stop_(stop) {}
+  Door(transports::Listener& listener, StopSource& stop, const ExpectedSource& expected)
+      : listener_(listener), stop_(stop), expected_(expected), uuid_(expected.uuid) {
+    source_.multifd.resize(expected.multifd_channels);
+  }
 
-  Result<std::unique_ptr<transports::Channel>> wait_for_source() {
+  Result<IncomingChannels> wait_for_source() {
     while (true) {
       if (stop_.requested()) return cancelled_error();
       MD_CHECK(wait());
       MD_CHECK(take_connections());
-      if (auto channel = examine_candidates()) return channel;
+      MD_CHECK(examine_candidates());
+      if (source_.main && here_ == expected_.multifd_channels) {
+        if (uuid_ && *uuid_ != stream::Uuid{} && here_ > 0) source_.uuid = uuid_;
+        return std::move(source_);
+      }
+      MD_CHECK(check_patience());
     }
   }
 
  private:
   Result<void> wait() {
     std::vector<pollfd> fds = {{stop_.fd(), POLLIN, 0}, {listener_.fd(), POLLIN, 0}};
-    auto next = SteadyClock::time_point::max();
+    // While the channels are awaited the main stream's bytes stay unread; only its end is of interest.
+    if (source_.main) fds.push_back({source_.main->readable_fd(), POLLRDHUP, 0});
+    auto next = patience_;
     for (const Candidate& candidate : candidates_) {
       // A candidate with half a header is readable all the time; it is looked at after `recheck` instead.
       if (!partial_) fds.push_back({candidate.channel->readable_fd(), POLLIN, 0});
       next = std::min(next, candidate.deadline);
     }
     int timeout = -1;
-    if (!candidates_.empty()) {
+    if (next != SteadyClock::time_point::max()) {
       const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(next - SteadyClock::now()).count() + 1;
       timeout = static_cast<int>(std::clamp<long>(left, 0, partial_ ? recheck.count() : 60000));
     }
     if (::poll(fds.data(), fds.size(), timeout) < 0 && errno != EINTR) return Error::from_errno("wait for a source");
+    if (source_.main && fds[2].revents != 0)
+      return wire_error(fmt::format("the source went away while its multifd channels were awaited ({})", how_many()));
     return {};
   }
+
+  std::string how_many() const { return fmt::format("{} of {} have come", here_, expected_.multifd_channels); }
 
   Result<void> take_connections() {
     while (true) {
@@ -96,7 +130,7 @@ class Door {
       if (!accepted) return make_room(accepted.error());
       std::unique_ptr<transports::Channel> channel = std::move(*accepted);
       if (!channel) return {};
-      if (candidates_.size() == max_candidates) {
+      if (candidates_.size() == max_candidates + expected_.multifd_channels) {
         log::warning(
             fmt::format("incoming: {} dropped: too many connections wait", candidates_.front().channel->describe()));
         candidates_.erase(candidates_.begin());
@@ -117,26 +151,89 @@ class Door {
     return {};
   }
 
-  std::unique_ptr<transports::Channel> examine_candidates() {
+  Result<void> examine_candidates() {
     partial_ = false;
     const auto now = SteadyClock::now();
     for (auto it = candidates_.begin(); it != candidates_.end();) {
       std::string reason;
-      Verdict verdict = examine(*it, reason);
-      if (verdict == Verdict::source) return std::move(it->channel);
+      Verdict verdict = examine(*it, expected_.multifd_channels > 0, reason);
+      if (verdict == Verdict::main && source_.main) {
+        reason = "a second migration stream";
+        verdict = Verdict::drop;
+      }
       if (verdict == Verdict::wait && now >= it->deadline) {
         reason = "sent no migration header in time";
         verdict = Verdict::drop;
       }
-      if (verdict == Verdict::drop) {
-        log::warning(fmt::format("incoming: {} dropped: {}", it->channel->describe(), reason));
-        it = candidates_.erase(it);
-      } else {
+      if (verdict == Verdict::wait) {
         partial_ = partial_ || has_bytes(*it);
         ++it;
+        continue;
       }
+      std::unique_ptr<transports::Channel> channel = std::move(it->channel);
+      it = candidates_.erase(it);
+      MD_CHECK(sort(std::move(channel), verdict, reason));
+      // The first is the source; who stands behind it is not asked any more.
+      if (source_.main && expected_.multifd_channels == 0) return {};
     }
-    return nullptr;
+    return {};
+  }
+
+  Result<void> sort(std::unique_ptr<transports::Channel> channel, Verdict verdict, const std::string& reason) {
+    if (verdict == Verdict::drop) {
+      last_dropped_ = fmt::format("{}: {}", channel->describe(), reason);
+      log::warning(fmt::format("incoming: {} dropped: {}", channel->describe(), reason));
+      return {};
+    }
+    if (verdict == Verdict::multifd) {
+      const std::string from = channel->describe();
+      auto taken = take_multifd(std::move(channel));
+      if (!taken) return std::move(taken).error().with(from);
+      return taken;
+    }
+    source_.main = std::move(channel);
+    patience_ = SteadyClock::now() + channels_wait;
+    return {};
+  }
+
+  Result<void> take_multifd(std::unique_ptr<transports::Channel> channel) {
+    std::array<std::byte, stream::multifd_hello_bytes> bytes{};
+    const iovec piece{bytes.data(), bytes.size()};
+    // All of it was seen a moment ago.
+    MD_TRY(const std::size_t got, channel->read({&piece, 1}));
+    if (got != bytes.size()) return wire_error("multifd: the first packet cannot be read");
+    MD_TRY(const stream::MultifdHello hello, stream::decode_multifd_hello(bytes));
+    if (!uuid_) uuid_ = hello.uuid;
+    if (hello.uuid != *uuid_)
+      return wire_error(fmt::format("multifd: received uuid '{}' and expected uuid '{}' for channel {}",
+                                    text_of(hello.uuid), text_of(*uuid_), hello.channel));
+    if (hello.channel >= source_.multifd.size())
+      return wire_error(
+          fmt::format("multifd: received channel id {} is greater than number of channels {} "
+                      "(multifd-channels must be the same on both sides)",
+                      hello.channel, source_.multifd.size()));
+    auto& place = source_.multifd[hello.channel];
+    if (place) return wire_error(fmt::format("multifd: received id '{}' already setup", hello.channel));
+    place = std::move(channel);
+    ++here_;
+    patience_ = std::min(patience_, SteadyClock::now() + channels_wait);
+    return {};
+  }
+
+  Result<void> check_patience() {
+    if (SteadyClock::now() < patience_) return {};
+    if (source_.main) {
+      std::string text =
+          fmt::format("multifd channels are missing: {} (multifd-channels must be the same on both sides)", how_many());
+      if (!last_dropped_.empty()) text += "; dropped: " + last_dropped_;
+      return wire_error(std::move(text));
+    }
+    log::warning(fmt::format("incoming: {} multifd channels dropped: no migration stream came with them", here_));
+    for (auto& channel : source_.multifd) channel.reset();
+    here_ = 0;
+    uuid_ = expected_.uuid;
+    patience_ = SteadyClock::time_point::max();
+    return {};
   }
 
   static bool has_bytes(const Candidate& candidate) {
@@ -146,15 +243,22 @@ class Door {
 
   transports::Listener& listener_;
   StopSource& stop_;
+  const ExpectedSource expected_;
   std::vector<Candidate> candidates_;
+  IncomingChannels source_;
+  std::size_t here_ = 0;              // multifd channels
+  std::optional<stream::Uuid> uuid_;  // that all hellos must have
+  SteadyClock::time_point patience_ = SteadyClock::time_point::max();
+  std::string last_dropped_;
   bool partial_ = false;
   bool short_of_resources_ = false;  // said once
 };
 
 }  // namespace
 
-Result<std::unique_ptr<transports::Channel>> accept_source(transports::Listener& listener, StopSource& stop) {
-  return Door(listener, stop).wait_for_source();
+Result<IncomingChannels> accept_source(transports::Listener& listener, StopSource& stop,
+                                       const ExpectedSource& expected) {
+  return Door(listener, stop, expected).wait_for_source();
 }
 
 }  // namespace migrationd::migration

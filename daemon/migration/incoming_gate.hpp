@@ -8,19 +8,43 @@
 // candidate that sends something else is dropped at once, one that says nothing after limits::header_wait.
 // A silent candidate does not keep the source waiting: all are polled together.
 //
+// With multifd the source is several connections, in any order: the main stream, known by that header, and N channels,
+// known by their hello (docs/formats/multifd.md). All must come: the channels within `channels_wait` of the main
+// stream, or the migration fails. Channels without a main stream are dropped after the same time; a source that is
+// still connecting then has failed, and another may come. A hello that is a hello but not one of ours (wrong UUID,
+// number out of range or there already) fails the migration at once: that source would lose memory.
+//
 // Thread: the mover. Ends with the stop.
 #pragma once
 
 #include "base/result.hpp"
 #include "base/stop.hpp"
+#include "protocol/stream/configuration.hpp"
 #include "transports/channel.hpp"
 #include "transports/listen.hpp"
 
+#include <chrono>
 #include <memory>
+#include <optional>
+#include <vector>
 
 namespace migrationd::migration {
 
-// The channel of the first connection that sent a valid header; the header is still unread.
-Result<std::unique_ptr<transports::Channel>> accept_source(transports::Listener& listener, StopSource& stop);
+// All of a source's connections are made before it sends its first page; what is later than a lost SYN is not coming.
+inline constexpr auto channels_wait = std::chrono::seconds(10);
+
+struct ExpectedSource {
+  unsigned multifd_channels = 0;
+  std::optional<stream::Uuid> uuid;  // nothing: any, but the same on all channels
+};
+
+struct IncomingChannels {
+  std::unique_ptr<transports::Channel> main;                  // its header is still unread
+  std::vector<std::unique_ptr<transports::Channel>> multifd;  // by number; their hellos are read
+  std::optional<stream::Uuid> uuid;                           // what the hellos said; not all zero
+};
+
+Result<IncomingChannels> accept_source(transports::Listener& listener, StopSource& stop,
+                                       const ExpectedSource& expected);
 
 }  // namespace migrationd::migration

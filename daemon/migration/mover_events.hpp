@@ -39,7 +39,8 @@ inline std::uint64_t milliseconds_since(Clock::time_point start) {
 struct Progress {
   ram::XbzrleCounters xbzrle;
   std::atomic<std::uint64_t> ram_total{0};      // bytes
-  std::atomic<std::uint64_t> transferred{0};    // bytes on the wire, main channel
+  std::atomic<std::uint64_t> transferred{0};    // bytes on the wire, all channels
+  std::atomic<std::uint64_t> multifd_bytes{0};  // those of them on multifd channels
   std::atomic<std::uint64_t> remaining{0};      // bytes still dirty
   std::atomic<std::uint64_t> normal_pages{0};   // pages
   std::atomic<std::uint64_t> zero_pages{0};     // pages

@@ -68,6 +68,27 @@ bool can_answer(const Address& address) noexcept {
   return !is<transports::FileAddress>(address) && !is<transports::ExecAddress>(address);
 }
 
+// Over files it means workers on one file, and no channels.
+std::optional<MultifdPlan> multifd_plan(const Capabilities& capabilities, const qmp::MigrationParameters& parameters) {
+  if (!capabilities.has(Capability::multifd) || capabilities.has(Capability::mapped_ram)) return std::nullopt;
+  MultifdPlan plan;
+  plan.channels = parameters.multifd_channels;
+  plan.zero_pages = parameters.zero_page_detection;
+  switch (parameters.multifd_compression) {
+    case qmp::MultifdCompression::none:
+      break;
+    case qmp::MultifdCompression::zlib:
+      plan.method = stream::MultifdMethod::zlib;
+      plan.level = parameters.multifd_zlib_level;
+      break;
+    case qmp::MultifdCompression::zstd:
+      plan.method = stream::MultifdMethod::zstd;
+      plan.level = parameters.multifd_zstd_level;
+      break;
+  }
+  return plan;
+}
+
 }  // namespace
 
 Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp::MigrationParameters& parameters,
@@ -90,6 +111,7 @@ Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp:
   plan.auto_converge = capabilities.has(Capability::auto_converge);
   plan.skip_holes = capabilities.has(Capability::skip_holes);
   plan.validate_uuid = capabilities.has(Capability::validate_uuid);
+  plan.multifd = multifd_plan(capabilities, parameters);
   return plan;
 }
 
@@ -105,6 +127,7 @@ Result<DestinationPlan> make_destination_plan(const Capabilities& capabilities,
   DestinationPlan plan;
   plan.mapped = mapped_plan(capabilities, parameters, address);
   plan.switchover_ack = capabilities.has(Capability::switchover_ack);
+  plan.multifd = multifd_plan(capabilities, parameters);
   return plan;
 }
 

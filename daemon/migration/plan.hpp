@@ -8,6 +8,7 @@
 
 #include "base/result.hpp"
 #include "protocol/qmp/parameters.hpp"
+#include "protocol/stream/multifd_packet.hpp"
 #include "transports/address.hpp"
 
 #include <array>
@@ -20,6 +21,14 @@ namespace migrationd::migration {
 struct MappedPlan {
   // Page data by a second descriptor opened with O_DIRECT.
   bool direct_io = false;
+};
+
+// Pages over connections of their own, beside the main stream's.
+struct MultifdPlan {
+  unsigned channels = 2;  // 1 to 255
+  stream::MultifdMethod method = stream::MultifdMethod::none;
+  int level = 1;                                                        // of the method; the source's
+  qmp::ZeroPageDetection zero_pages = qmp::ZeroPageDetection::multifd;  // the source's
 };
 
 struct SourcePlan {
@@ -38,11 +47,13 @@ struct SourcePlan {
   bool skip_holes = false;
   // Put the UUID of --uuid into the configuration section; one that a parked machine brought goes on in any case.
   bool validate_uuid = false;
+  std::optional<MultifdPlan> multifd;
 };
 
 struct DestinationPlan {
   std::optional<MappedPlan> mapped;
   bool switchover_ack = false;
+  std::optional<MultifdPlan> multifd;
 };
 
 // Errors: ErrorKind::plan, QEMU's texts.

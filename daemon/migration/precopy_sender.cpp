@@ -50,7 +50,8 @@ PrecopySender::~PrecopySender() {
 
 Result<void> PrecopySender::append(const ByteWriter& bytes) { return writer_.append(bytes.view()); }
 
-Result<void> PrecopySender::finish_section() {
+Result<void> PrecopySender::finish_section(bool pass_ends) {
+  if (pass_ends) MD_CHECK(sink_->mark_pass_end());
   MD_CHECK(sink_->end_body());
   ByteWriter footer;
   stream::encode_footer(footer, section_id_);
@@ -75,7 +76,7 @@ Result<void> PrecopySender::send_start() {
   stream::encode_section_start(out, {section_id_, "ram", 0, stream::ram_section_version});
   MD_CHECK(append(out));
   MD_CHECK(sink_->write_block_list());
-  MD_CHECK(finish_section());
+  MD_CHECK(finish_section(true));
   publish();
   return {};
 }
@@ -85,14 +86,15 @@ Result<bool> PrecopySender::send_part() {
   stream::encode_section_part(head, section_id_);
   MD_CHECK(append(head));
   MD_TRY(const ram::PassEnd end, ram::run_pass(scanner_, *sink_, stop_, {}));
-  MD_CHECK(finish_section());
   publish();
   const bool swept = end == ram::PassEnd::swept;
   all_sent_ = all_sent_ || swept;
   // The limit may have been raised in the middle of a long sweep.
   const bool would_fit = all_sent_ && Clock::now() - last_sync_ >= resynchronise_after &&
                          within_limit(scanner_.remaining_bytes(), meter_, switchover_limits());
-  return swept || would_fit;
+  const bool pass_ends = swept || would_fit;
+  MD_CHECK(finish_section(pass_ends));
+  return pass_ends;
 }
 
 Result<bool> PrecopySender::synchronise() {
@@ -176,7 +178,7 @@ Result<void> PrecopySender::send_end() {
   MD_CHECK(ram::run_whole_pass(scanner_, *sink_, stop_));
   MD_CHECK(sink_->finish_pass());
   MD_CHECK(sink_->end_memory());
-  MD_CHECK(finish_section());
+  MD_CHECK(finish_section(true));
   progress_.downtime_bytes = counters_.transferred.get() - before;
   publish();
   return {};

@@ -57,7 +57,8 @@ class PrecopySender {
   PrecopySender(const SourcePlan& plan, Machine& machine, transports::BufferedWriter& writer, const LiveLimits& limits,
                 Progress& progress, MoverEvents& events, StopSource& stop, ram::PageScanner scanner);
 
-  Result<void> finish_section();
+  // `pass_ends`: what comes next may be pages that were sent before.
+  Result<void> finish_section(bool pass_ends);
   Result<void> prepare_deltas();
   Result<void> append(const ByteWriter& bytes);
   void count_pass();

@@ -2,19 +2,23 @@
 #include "daemon/migration/source.hpp"
 
 #include "base/log.hpp"
+#include "daemon/migration/multifd_rules.hpp"
 #include "daemon/migration/precopy_sender.hpp"
 #include "protocol/stream/commands.hpp"
 #include "protocol/stream/configuration.hpp"
 #include "protocol/stream/header.hpp"
 #include "protocol/stream/sections.hpp"
 #include "ram/sink_mapped.hpp"
+#include "ram/sink_multifd.hpp"
 #include "ram/sink_stream.hpp"
 #include "transports/positional_file.hpp"
 
+#include <fmt/format.h>
 #include <poll.h>
 
 #include <iterator>
 #include <utility>
+#include <vector>
 
 namespace migrationd::migration {
 namespace {
@@ -49,7 +53,14 @@ MigrationSource::MigrationSource(SourcePlan plan, transports::OutgoingTarget tar
 
 MigrationSource::~MigrationSource() = default;
 
-SourceOutcome MigrationSource::run() { return settle(run_phases()); }
+SourceOutcome MigrationSource::run() {
+  auto result = run_phases();
+  // A channel's thread raised the stop, and knows why.
+  if (!result && result.error().is_cancelled() && multifd_) {
+    if (auto failure = multifd_->failure()) result = std::move(*failure);
+  }
+  return settle(std::move(result));
+}
 
 Result<void> MigrationSource::run_phases() {
   MD_CHECK(connect());
@@ -77,6 +88,27 @@ Result<void> MigrationSource::connect() {
   plan_.return_path = plan_.return_path && channel_->bidirectional() && !channel_->is_file();
   plan_.switchover_ack = plan_.switchover_ack && plan_.return_path;
   writer_ = std::make_unique<transports::BufferedWriter>(*channel_);
+  return plan_.multifd ? connect_channels() : Result<void>();
+}
+
+// After the main connection, for QEMU 7.2 takes the first for the main one; and before its first byte, so that a
+// destination sees all of them at once.
+Result<void> MigrationSource::connect_channels() {
+  const MultifdPlan& plan = *plan_.multifd;
+  std::vector<std::unique_ptr<transports::Channel>> channels;
+  for (unsigned number = 0; number < plan.channels; ++number) {
+    auto channel = target_.connect(stop_);
+    if (!channel) return std::move(channel).error().with(fmt::format("multifd channel {}", number));
+    channels.push_back(std::move(*channel));
+  }
+  const MachineConfiguration& machine = machine_.configuration();
+  std::optional<stream::Uuid> uuid = machine.multifd_uuid ? machine.multifd_uuid : machine.uuid;
+  if (!uuid) uuid = own_uuid_;
+  ram::MultifdSenderOptions options{plan.method, plan.level};
+  options.zero_pages_in_packets =
+      multifd_rules(machine.machine_name, plan.zero_pages).zeros == ram::MultifdZeros::in_packets;
+  MD_TRY(multifd_,
+         ram::MultifdSender::start(std::move(channels), uuid.value_or(stream::Uuid{}), options, machine_.ram(), stop_));
   return {};
 }
 
@@ -123,8 +155,13 @@ Result<std::unique_ptr<ram::PageSink>> MigrationSource::make_sink(ram::SendCount
     MD_TRY(auto sink, ram::SinkMapped::make(machine_.ram(), *writer_, *file_, std::move(pages), stop_, counters));
     return std::unique_ptr<ram::PageSink>(std::move(sink));
   }
-  return std::unique_ptr<ram::PageSink>(std::make_unique<ram::SinkStream>(
-      machine_.ram(), *writer_, stop_, counters, ram::SinkStream::Options{.skip_holes = plan_.skip_holes}));
+  auto stream = std::make_unique<ram::SinkStream>(machine_.ram(), *writer_, stop_, counters,
+                                                  ram::SinkStream::Options{.skip_holes = plan_.skip_holes});
+  if (!multifd_) return std::unique_ptr<ram::PageSink>(std::move(stream));
+  const MultifdRules rules = multifd_rules(machine_.configuration().machine_name, plan_.multifd->zero_pages);
+  return std::unique_ptr<ram::PageSink>(std::make_unique<ram::SinkMultifd>(
+      machine_.ram(), std::move(stream), *writer_, *multifd_, stop_, counters,
+      ram::SinkMultifd::Options{rules.zeros, plan_.skip_holes, rules.sync_per_section}));
 }
 
 Result<void> MigrationSource::iterate() {
@@ -132,6 +169,7 @@ Result<void> MigrationSource::iterate() {
     if (stop_.requested()) return cancelled_error();
     if (return_path_ && return_path_->answer() != PeerAnswer::none) return return_path_->why();
     MD_TRY(const bool time_to_look, sender_->send_part());
+    if (multifd_) progress_.multifd_bytes = multifd_->bytes_sent();
     if (!time_to_look) continue;
     MD_TRY(const bool may_stop, sender_->synchronise());
     if (!may_stop) continue;
@@ -231,9 +269,11 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
   }
   progress_.total_ms = static_cast<std::int64_t>(milliseconds_since(started_));
   progress_.transferred = sender_ ? sender_->total_sent() : writer_ ? writer_->total_written() : 0;
+  if (multifd_) progress_.multifd_bytes = multifd_->bytes_sent();
 
   // Protection and throttle are lifted before the guest can run again.
   sender_.reset();
+  multifd_.reset();
   if (outcome.result) {
     outcome.ownership = into_file ? Ownership::ours : Ownership::handed_over;
     run_control_.finish_switchover(outcome.ownership);

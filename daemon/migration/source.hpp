@@ -30,6 +30,7 @@
 #include "daemon/migration/run_control.hpp"
 #include "daemon/migration/switchover_policy.hpp"
 #include "ram/counters.hpp"
+#include "ram/multifd_sender.hpp"
 #include "ram/page_sink.hpp"
 #include "transports/buffered.hpp"
 #include "transports/connect.hpp"
@@ -65,6 +66,7 @@ class MigrationSource {
 
   Result<void> run_phases();
   Result<void> connect();
+  Result<void> connect_channels();
   Result<void> open_stream();
   Result<void> set_up_memory();
   Result<std::unique_ptr<ram::PageSink>> make_sink(ram::SendCounters& counters);
@@ -101,6 +103,7 @@ class MigrationSource {
   UniqueFd page_fd_;
   std::unique_ptr<transports::BufferedWriter> writer_;
   std::unique_ptr<ReturnPathReader> return_path_;
+  std::unique_ptr<ram::MultifdSender> multifd_;
   std::unique_ptr<PrecopySender> sender_;
   std::optional<std::string> description_;
 };

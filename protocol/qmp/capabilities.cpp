@@ -25,7 +25,7 @@ constexpr std::array<CapabilityRow, capability_count> table{{
     {C::release_ram, false, "free pages on the source once sent"},
     {C::return_path, true, "the destination answers on the same connection"},
     {C::pause_before_switchover, true, "wait in pre-switchover for migrate-continue"},
-    {C::multifd, false, "pages over several connections"},
+    {C::multifd, true, "pages over several connections"},
     {C::dirty_bitmaps, false, "migrate the block layer's dirty bitmaps"},
     {C::postcopy_blocktime, false, "measure how long postcopy faults block"},
     {C::late_block_activate, true, "block devices are activated by cont; there are none"},
