@@ -45,7 +45,7 @@ def throughput(folder: Path, size: int, rounds: int) -> list[Report]:
     synthetic = SyntheticPair(folder, ram, size)
     reports = []
     try:
-        for transport in ("tcp", "unix"):
+        for transport in ("tcp", "unix", "multifd"):
             for warm in (False, True):
                 # A parked destination makes its memory when the stream names it, so it is never warm.
                 pairs = [qemu, synthetic] if warm else [qemu, parked, synthetic]
@@ -58,7 +58,8 @@ def throughput(folder: Path, size: int, rounds: int) -> list[Report]:
 
 
 def _throughput_report(transport: str, warm: bool, size: int, samples: dict[str, list[Sample]]) -> Report:
-    report = Report(f"Plain precopy over {transport}, {'warm' if warm else 'cold'} destination",
+    what = "Multifd over tcp with 2 channels" if transport == "multifd" else f"Plain precopy over {transport}"
+    report = Report(f"{what}, {'warm' if warm else 'cold'} destination",
                     [f"{size / GIB:g} GiB of non-zero pages, bandwidth not limited; CPU is user and system time of both "
                      "sides. " + ("Warm: the destination's memory was allocated before." if warm else
                                   "Cold: a new process.")])
