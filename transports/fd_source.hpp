@@ -21,6 +21,11 @@ class FdSource {
   // A duplicate of the member of /dev/fdset/N whose access mode and O_DIRECT flag equal those of `flags`.
   // Errors: "Failed to find fdset /dev/fdset/77", "Failed to find file descriptor with matching flags=0x41".
   virtual Result<UniqueFd> open_fdset(std::string_view path, int flags) = 0;
+  // Whether /dev/fdset/N holds what a mapped-ram file needs, and nothing else. Two members are of the same file and of
+  // two open() calls, and open for `mode` (O_WRONLY, O_RDONLY) alone. With `direct` there are exactly two, one with
+  // O_DIRECT; without, one or two, none with O_DIRECT. Ask after open_fdset: what is missing has QEMU's texts, what is
+  // too much has ours.
+  virtual Result<void> check_mapped_fdset(std::string_view path, int mode, bool direct) = 0;
 };
 
 }  // namespace migrationd::transports

@@ -71,13 +71,21 @@ Result<void> cut_to(int fd, const FileAddress& file) {
 // The descriptor for page data, of the file that `fd` has open.
 Result<UniqueFd> open_pages(int fd, int mode, PageAccess access, const FileAddress& file, FdSource& descriptors) {
   if (access == PageAccess::none) return UniqueFd();
+  UniqueFd member;
+  if (is_fdset(file.path)) {
+    const bool direct = access == PageAccess::direct;
+    if (direct) {
+      MD_TRY(member, descriptors.open_fdset(file.path, mode | O_DIRECT));
+    }
+    MD_CHECK(descriptors.check_mapped_fdset(file.path, mode, direct));
+  }
+  if (member) return member;
   if (access == PageAccess::cached) {
     // Used at offsets only, so the shared position does not matter.
     UniqueFd same(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
     if (!same) return file_error("Could not open", file.path, errno);
     return same;
   }
-  if (is_fdset(file.path)) return descriptors.open_fdset(file.path, mode | O_DIRECT);
   // By the descriptor, not by the name: it is the same file whatever happens to the name.
   UniqueFd pages(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), mode | O_DIRECT | O_CLOEXEC));
   if (pages) return pages;

@@ -53,6 +53,8 @@ class FdSets {
   std::vector<SetView> list();
   // See transports::FdSource::open_fdset.
   Result<UniqueFd> open(std::string_view path, int flags);
+  // See transports::FdSource::check_mapped_fdset.
+  Result<void> check_mapped(std::string_view path, int mode, bool direct);
 
  private:
   struct Lent {
@@ -66,6 +68,7 @@ class FdSets {
   };
 
   void forget_unused();
+  Result<Set*> find(std::string_view path);
 
   std::map<std::int64_t, Set, std::greater<>> sets_;
 };
@@ -81,6 +84,9 @@ class FdRegistry final : public transports::FdSource {
 
   Result<UniqueFd> take_named(std::string_view name) override;
   Result<UniqueFd> open_fdset(std::string_view path, int flags) override { return sets_.open(path, flags); }
+  Result<void> check_mapped_fdset(std::string_view path, int mode, bool direct) override {
+    return sets_.check_mapped(path, mode, direct);
+  }
 
   FdSets& sets() noexcept { return sets_; }
 

@@ -12,7 +12,7 @@ import unittest
 from qmp_lib import Daemon, WAIT
 
 PROGRAM = os.environ.get("MIGRATIONCTL", "build/tools/migrationctl/migrationctl")
-DONE, USAGE, FAILED, CANCELLED = 0, 2, 4, 5
+DONE, REFUSED, USAGE, FAILED, CANCELLED = 0, 1, 2, 4, 5
 
 
 def start(daemon: Daemon, *words: str) -> subprocess.Popen[str]:
@@ -130,6 +130,35 @@ class Pair(unittest.TestCase):
         self.assertEqual(run(self.source, "cancel"), (DONE, "migration cancelled\n", ""))
         self.assertEqual(finish(watcher)[0], CANCELLED)
         self.assertEqual(run(self.source, "cancel"), (DONE, "no migration was running\n", ""))
+
+    def test_save_and_load_put_the_settings_back(self) -> None:
+        path = os.path.join(self.source.directory, "a,offset=1")
+        self.assertEqual(run(self.source, "capabilities", "return-path=on", "xbzrle=on")[0], DONE)
+        before = [run(daemon, *words) for daemon in (self.source, self.destination)
+                  for words in (("capabilities",), ("parameters",))]
+        for options in ((), ("--direct",)):
+            status, out, err = run(self.source, "save", *options, path)
+            self.assertEqual((status, err), (DONE, ""))
+            self.assertIn("migration completed", out)
+            with open(path, "rb") as file:
+                self.assertEqual(file.read(4), b"QEVM")
+            self.assertEqual(run(self.source, "cont")[0], DONE)
+        status, out, err = run(self.destination, "load", path)
+        self.assertEqual((status, err), (DONE, ""))
+        self.assertEqual(run(self.destination, "verify-machine")[0], DONE)
+        self.assertEqual([run(daemon, *words) for daemon in (self.source, self.destination)
+                          for words in (("capabilities",), ("parameters",))], before)
+
+    def test_load_of_what_is_no_save_says_so(self) -> None:
+        path = os.path.join(self.source.directory, "none")
+        status, _, err = run(self.destination, "load", path)
+        self.assertEqual(status, REFUSED)
+        self.assertIn("No such file or directory", err)
+        with open(path, "wb") as file:
+            file.write(bytes(100))
+        status, out, _ = run(self.destination, "load", path)
+        self.assertEqual(status, FAILED)
+        self.assertIn("the file is incomplete", out)
 
     def test_cancel_of_a_destination_that_waits(self) -> None:
         self.assertEqual(run(self.destination, "incoming", self.uri)[0], DONE)

@@ -37,9 +37,19 @@ struct MigrateOptions {
   bool resume = false;
 };
 
+// A mapped-ram file.
+struct FileOptions {
+  std::string path;  // relative to our own directory
+  bool direct = false;
+};
+
 Result<int> show_status(QmpClient& client, const Output& output);
 Result<int> migrate(QmpClient& client, const Output& output, const MigrateOptions& options);
 Result<int> incoming(QmpClient& client, const Output& output, const std::string& uri, bool wait);
+Result<int> save(QmpClient& client, const Output& output, const FileOptions& options);
+Result<int> load(QmpClient& client, const Output& output, const FileOptions& options);
+// Shows a migration until its end, or until note_interrupt().
+Result<int> watch_migration(QmpClient& client, const Output& output, bool incoming);
 // Waits for the end so long; exit_done when the migration is cancelled or none was running.
 inline constexpr std::chrono::milliseconds cancel_wait{10'000};
 Result<int> cancel(QmpClient& client, const Output& output, std::chrono::milliseconds wait = cancel_wait);

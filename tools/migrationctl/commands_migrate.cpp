@@ -96,24 +96,6 @@ Result<Sample> look(QmpClient& client, bool incoming) {
   return Sample::from_query(query, incoming);
 }
 
-Result<int> watch(QmpClient& client, const Output& output, bool incoming) {
-  Display display(output);
-  while (true) {
-    MD_TRY(const Sample sample, look(client, incoming));
-    display.show(sample);
-    if (sample.ended()) {
-      display.finish(sample);
-      return exit_code(sample);
-    }
-    if (interrupted()) {
-      display.leave();
-      fmt::print(stderr, "migrationctl: no longer watching; the migration goes on (`migrationctl cancel` ends it)\n");
-      return exit_interrupted;
-    }
-    pause_for(look_interval);
-  }
-}
-
 // The answer to "is it gone?": yes on standard output, everything else is a failure of what was asked for.
 int cancel_result(const Sample& sample, const Output& output, std::chrono::milliseconds waited) {
   if (sample.status == "cancelled") {
@@ -157,12 +139,30 @@ std::string address_text(const Json& address) {
 void note_interrupt() noexcept { interrupt_seen.store(true, std::memory_order_relaxed); }
 bool interrupted() noexcept { return interrupt_seen.load(std::memory_order_relaxed); }
 
+Result<int> watch_migration(QmpClient& client, const Output& output, bool incoming) {
+  Display display(output);
+  while (true) {
+    MD_TRY(const Sample sample, look(client, incoming));
+    display.show(sample);
+    if (sample.ended()) {
+      display.finish(sample);
+      return exit_code(sample);
+    }
+    if (interrupted()) {
+      display.leave();
+      fmt::print(stderr, "migrationctl: no longer watching; the migration goes on (`migrationctl cancel` ends it)\n");
+      return exit_interrupted;
+    }
+    pause_for(look_interval);
+  }
+}
+
 Result<int> migrate(QmpClient& client, const Output& output, const MigrateOptions& options) {
   MD_TRY(Json arguments, address_arguments(options.uri));
   if (options.resume) arguments["resume"] = true;
   MD_CHECK(client.execute("migrate", std::move(arguments)));
   if (options.detach) return exit_done;
-  return watch(client, output, false);
+  return watch_migration(client, output, false);
 }
 
 Result<int> incoming(QmpClient& client, const Output& output, const std::string& uri, bool wait) {
@@ -180,7 +180,7 @@ Result<int> incoming(QmpClient& client, const Output& output, const std::string&
     std::fflush(stdout);
   }
   if (!wait) return exit_done;
-  return watch(client, output, true);
+  return watch_migration(client, output, true);
 }
 
 Result<int> cancel(QmpClient& client, const Output& output, std::chrono::milliseconds wait) {

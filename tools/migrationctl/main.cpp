@@ -26,6 +26,7 @@ struct Options {
   std::string name;
   Output output;
   MigrateOptions migrate;
+  FileOptions file;
   std::string uri;
   bool wait = false;
   bool force = false;
@@ -71,6 +72,14 @@ void add_commands(CLI::App& app, Options& options, Action& action) {
       ->required();
   sub->add_flag("-d,--detach", options.migrate.detach, "return once it has started");
   sub->add_flag("--resume", options.migrate.resume, "go on with a paused postcopy migration");
+  sub = command("save", "put the machine into FILE, each page at a fixed place (mapped-ram)",
+                [](QmpClient& client, const Options& o) { return save(client, o.output, o.file); });
+  sub->add_option("FILE", options.file.path, "written anew; mode 0600")->required();
+  sub->add_flag("--direct", options.file.direct, "pages go to the disk directly, past the page cache");
+  sub = command("load", "take the machine out of FILE",
+                [](QmpClient& client, const Options& o) { return load(client, o.output, o.file); });
+  sub->add_option("FILE", options.file.path, "what save or QEMU's mapped-ram wrote")->required();
+  sub->add_flag("--direct", options.file.direct, "pages come from the disk directly, past the page cache");
   sub = command("incoming", "take a machine from URI",
                 [](QmpClient& client, const Options& o) { return incoming(client, o.output, o.uri, o.wait); });
   sub->add_option("URI", options.uri, "where to listen, or the file to read")->required();

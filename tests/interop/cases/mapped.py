@@ -238,6 +238,71 @@ def return_path(folder: Path) -> None:
     assert (folder / "old").read_bytes() == b"an older save"
 
 
+W, R, RDWR, D = os.O_WRONLY, os.O_RDONLY, os.O_RDWR, os.O_DIRECT
+DUPLICATE = -1      # of the member before
+OTHER_FILE = -2     # opened write-only, of another file
+
+
+def fdset_of(host: Host, path: Path, members: list[int]) -> str:
+    number, last = -1, -1
+    for flags in members:
+        if flags == DUPLICATE:
+            fd = os.dup(last)
+        elif flags == OTHER_FILE:
+            fd = os.open(f"{path}.other", W | os.O_CREAT, 0o600)
+        else:
+            fd = os.open(path, flags | os.O_CREAT, 0o600)
+        number = host.qmp.execute("add-fd", {} if number < 0 else {"fdset-id": number}, fds=[fd])["fdset-id"]
+        if last >= 0:
+            os.close(last)
+        last = fd
+    os.close(last)
+    return f"/dev/fdset/{number}"
+
+
+# What QEMU refuses too has its text. The rest it takes, and may write to the wrong file or by one shared position.
+SETS_TO_SAVE: list[tuple[list[int], str]] = [
+    ([W], ""),
+    ([W, W], ""),
+    ([RDWR], "Failed to find file descriptor with matching flags=0x41"),
+    ([R], "Failed to find file descriptor with matching flags=0x41"),
+    ([W | D], "Failed to find file descriptor with matching flags=0x41"),
+    ([W, DUPLICATE], "its descriptors are duplicates of each other; open the file twice"),
+    ([W, OTHER_FILE], "its two descriptors are of different files"),
+    ([W, R], "a descriptor is not write-only"),
+    ([W, W | D], "a descriptor was opened with O_DIRECT, but direct-io is off"),
+    ([W, W, W], "3 descriptors where one or two are wanted"),
+]
+
+
+@cases.case("mapped/descriptor-sets", quick=True)
+def descriptor_sets(folder: Path) -> None:
+    with Migrationd(folder, "source", machine="synthetic,ram=16M") as source:
+        set_up(source, Way())
+        refused(lambda: source.migrate("file:/dev/fdset/77"), "Failed to find fdset /dev/fdset/77")
+        refused(lambda: source.migrate("file:/dev/fdset/1x"), "Could not parse fdset /dev/fdset/1x")
+        for index, (members, text) in enumerate(SETS_TO_SAVE):
+            path = folder / f"saved{index}"
+            name = fdset_of(source, path, members)
+            if text:
+                expected = text if text.startswith("Failed") else f"{name}: {text}"
+                refused(lambda: source.migrate(f"file:{name},offset=0x1000"), expected)
+                assert path.stat().st_size == 0, "a refused set was written to"
+                continue
+            source.migrate(f"file:{name},offset=0x1000")
+            source.wait_status("completed")
+            assert path.read_bytes()[0x1000:0x1004] == b"QEVM"
+            source.qmp.execute("cont")
+        good = folder / "saved0"
+    with Migrationd(folder, "target") as target:
+        set_up(target, Way())
+        for members in ([RDWR], [W]):
+            refused(lambda: target.incoming(f"file:{fdset_of(target, good, members)},offset=0x1000"),
+                    "Failed to find file descriptor with matching flags=0x0")
+        target.incoming(f"file:{fdset_of(target, good, [R])},offset=0x1000")
+        target.wait_status("completed")
+
+
 # --- files that are not right -----------------------------------------------------------------------------------------
 
 Damage = Callable[[Path, list[Block]], None]

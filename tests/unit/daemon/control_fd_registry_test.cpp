@@ -18,6 +18,8 @@ namespace {
 class File {
  public:
   File() : memory_(::memfd_create("fd-registry-test", MFD_CLOEXEC)) { REQUIRE(bool(memory_)); }
+  // On the build's disk: memory takes O_DIRECT since Linux 6.6 only.
+  static File on_disk() { return File(UniqueFd(::open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600))); }
   UniqueFd open(int flags) const {
     UniqueFd fd(::open(("/proc/self/fd/" + std::to_string(memory_.get())).c_str(), flags | O_CLOEXEC));
     REQUIRE(bool(fd));
@@ -25,6 +27,8 @@ class File {
   }
 
  private:
+  explicit File(UniqueFd file) : memory_(std::move(file)) { REQUIRE(bool(memory_)); }
+
   UniqueFd memory_;
 };
 
@@ -176,4 +180,49 @@ TEST_CASE("FdSets.remove_says_what_it_did_not_find") {
   CHECK(bool(sets.remove(9, added->fd)));
   CHECK_FALSE(is_open(added->fd));
   CHECK(sets.list().empty());
+}
+
+TEST_CASE("FdSets.what_a_mapped_file_needs_and_nothing_else") {
+  struct Row {
+    std::vector<int> flags;  // of one open() call each; -1: a duplicate of the one before
+    bool direct;
+    std::string refusal;
+  };
+  constexpr int w = O_WRONLY;
+  constexpr int d = O_WRONLY | O_DIRECT;
+  const Row rows[] = {
+      {{w}, false, ""},
+      {{w, w}, false, ""},
+      {{w, d}, true, ""},
+      {{d, w}, true, ""},
+      {{w, -1}, false, "/dev/fdset/0: its descriptors are duplicates of each other; open the file twice"},
+      {{w, O_RDONLY}, false, "/dev/fdset/0: a descriptor is not write-only"},
+      {{w, O_RDWR}, false, "/dev/fdset/0: a descriptor is not write-only"},
+      {{w, d}, false, "/dev/fdset/0: a descriptor was opened with O_DIRECT, but direct-io is off"},
+      {{w, w, w}, false, "/dev/fdset/0: 3 descriptors where one or two are wanted"},
+      {{w}, true, "/dev/fdset/0: 1 descriptors where exactly two are wanted"},
+      {{w, d, w}, true, "/dev/fdset/0: 3 descriptors where exactly two are wanted"},
+      {{w, w}, true, "/dev/fdset/0: exactly one of its descriptors must be opened with O_DIRECT"},
+      {{d, -1}, true, "/dev/fdset/0: exactly one of its descriptors must be opened with O_DIRECT"},
+  };
+  for (const Row& row : rows) {
+    FdSets sets;
+    const File file = File::on_disk();
+    UniqueFd last;
+    for (const int flags : row.flags) {
+      UniqueFd next = flags < 0 ? last.duplicate().value() : file.open(flags);
+      REQUIRE(next);
+      last = next.duplicate().value();
+      REQUIRE(sets.add(std::move(next), 0, std::nullopt).has_value());
+    }
+    const auto checked = sets.check_mapped("/dev/fdset/0", O_WRONLY, row.direct);
+    CHECK((checked ? "" : checked.error().text()) == row.refusal);
+  }
+  FdSets sets;
+  File one;
+  File other;
+  REQUIRE(sets.add(one.open(O_WRONLY), 0, std::nullopt).has_value());
+  REQUIRE(sets.add(other.open(O_WRONLY), 0, std::nullopt).has_value());
+  CHECK(error_of(sets.check_mapped("/dev/fdset/0", O_WRONLY, false)) ==
+        "/dev/fdset/0: its two descriptors are of different files");
 }

@@ -63,6 +63,7 @@ class FakeFdSource final : public transports::FdSource {
     named.erase(found);
     return fd;
   }
+  Result<void> check_mapped_fdset(std::string_view, int, bool) override { return {}; }
   Result<UniqueFd> open_fdset(std::string_view path, int flags) override {
     last_flags = flags;
     const auto found = sets.find(path);
