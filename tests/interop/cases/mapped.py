@@ -37,9 +37,9 @@ class Way:
 
 
 def set_up(host: Host, way: Way) -> None:
-    # QEMU looks at direct-io only together with multifd.
-    many = way.workers or (way.direct and host.kind == "qemu")
-    host.capabilities(mapped_ram=True, return_path=False, **({"multifd": bool(many)} if many else {}))
+    # QEMU looks at direct-io only together with multifd; migrationd does so for descriptor sets.
+    many = bool(way.workers or (way.direct and (way.fdset or host.kind == "qemu")))
+    host.capabilities(mapped_ram=True, return_path=False, multifd=many)
     if many:
         host.parameters(multifd_channels=max(1, way.workers))
     host.parameters(direct_io=way.direct, max_bandwidth=1 << 60)
@@ -59,8 +59,7 @@ def pass_set(host: Host, path: Path, flags: list[int]) -> str:
 def uri(host: Host, path: Path, way: Way, mode: int) -> str:
     name = str(path)
     if way.fdset:
-        direct = way.direct and (way.workers or host.kind == "qemu")
-        name = pass_set(host, path, [mode, mode | os.O_DIRECT] if direct else [mode])
+        name = pass_set(host, path, [mode, mode | os.O_DIRECT] if way.direct else [mode])
     return f"file:{name},offset={way.offset:#x}" if way.offset or way.fdset else f"file:{name}"
 
 
@@ -103,8 +102,12 @@ WAYS = {
     "plain": (Way(), Way()),
     "offset": (Way(offset=0x1069f), Way(offset=0x2001)),
     "direct-io": (Way(direct=True), Way(direct=True)),
+    "workers": (Way(workers=2), Way(workers=4)),
+    "workers-direct-io": (Way(workers=3, direct=True), Way(workers=2, direct=True)),
     "fdset": (Way(fdset=True), Way(fdset=True, offset=4096)),
-    "fdset-direct-io-offset": (Way(fdset=True, direct=True, offset=0x1069f), Way(direct=True, offset=0x1069f)),
+    "fdset-workers": (Way(fdset=True, workers=1, offset=0x1069f), Way(fdset=True, workers=1, offset=0x1069f)),
+    "fdset-direct-io-offset": (Way(fdset=True, direct=True, workers=2, offset=0x1069f),
+                               Way(fdset=True, direct=True, workers=2, offset=0x1069f)),
 }
 for _name, (_first, _second) in WAYS.items():
     for _running in (True, False):
@@ -275,6 +278,16 @@ SETS_TO_SAVE: list[tuple[list[int], str]] = [
 ]
 
 
+SETS_FOR_DIRECT_IO: list[tuple[list[int], str]] = [
+    ([W, W | D], ""),
+    ([W | D, W], ""),
+    ([W], "Failed to find file descriptor with matching flags=0x4001"),
+    ([W, DUPLICATE], "Failed to find file descriptor with matching flags=0x4001"),
+    ([W | D, DUPLICATE], "Failed to find file descriptor with matching flags=0x41"),
+    ([W, W | D, W], "3 descriptors where exactly two are wanted"),
+]
+
+
 @cases.case("mapped/descriptor-sets", quick=True)
 def descriptor_sets(folder: Path) -> None:
     with Migrationd(folder, "source", machine="synthetic,ram=16M") as source:
@@ -292,6 +305,18 @@ def descriptor_sets(folder: Path) -> None:
             source.migrate(f"file:{name},offset=0x1000")
             source.wait_status("completed")
             assert path.read_bytes()[0x1000:0x1004] == b"QEVM"
+            source.qmp.execute("cont")
+        # Pages by a descriptor of their own.
+        source.capabilities(multifd=True)
+        source.parameters(direct_io=True)
+        for index, (members, text) in enumerate(SETS_FOR_DIRECT_IO):
+            name = fdset_of(source, folder / f"direct{index}", members)
+            if text:
+                expected = text if text.startswith("Failed") else f"{name}: {text}"
+                refused(lambda: source.migrate(f"file:{name}"), expected)
+                continue
+            source.migrate(f"file:{name},offset=0")
+            source.wait_status("completed")
             source.qmp.execute("cont")
         good = folder / "saved0"
     with Migrationd(folder, "target") as target:
