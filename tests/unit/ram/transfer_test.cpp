@@ -266,7 +266,8 @@ TEST_CASE("Transfer.a_first_pass_cut_into_small_parts_and_short_arrives_whole") 
 }
 
 TEST_CASE("Transfer.memory_is_equal_when_pages_go_as_deltas") {
-  const std::uint64_t cache = GENERATE(page_size, 256 * page_size, std::uint64_t{1} << 30);
+  // Typed: from a name GENERATE would keep a reference.
+  const auto cache = GENERATE(as<std::uint64_t>{}, page_size, 256 * page_size, std::uint64_t{1} << 30);
   RamMap from = map_of({2000, 300, 1});
   RamMap to = map_of({2000, 300, 1});
   auto views = views_of(from);
