@@ -16,14 +16,16 @@ TEST_CASE("Doorbell.a_ring_before_the_wait_is_not_lost_and_several_are_one") {
   bell->ring();
   CHECK(bool(bell->wait(*stop)));
   std::atomic<bool> waited{false};
+  bool rung = false;
   std::thread waiter([&] {
-    CHECK(bool(bell->wait(*stop)));
+    rung = bool(bell->wait(*stop));
     waited = true;
   });
   std::this_thread::sleep_for(20ms);
   CHECK_FALSE(waited);
   bell->ring();
   waiter.join();
+  CHECK(rung);
   CHECK(waited);
 }
 
