@@ -164,7 +164,7 @@ CORE_PROGRAMS = tuple(f"tests/unit/{folder}/{name}" for name, folder in CORE_TES
 
 def core(at: Context, directory: Path, *under: str) -> Counts:
     with hugepages.reserved(HUGE_PAGES):
-        return at.meson(directory, *CORE_TESTS, "--timeout-multiplier", "4", env=SANITIZER_ENV, under=under)
+        return at.meson(directory, *CORE_TESTS, "--timeout-multiplier", "10", env=SANITIZER_ENV, under=under)
 
 
 def address_core(at: Context) -> Counts:
@@ -196,7 +196,7 @@ SUITES = [
     Suite("interop", "real QEMU 7.2 and 10.0, libvirt's own traffic, hostile peers, kills: every kind once", 15, interop),
     Suite("fuzz", "every fuzz target for a few seconds", 30, fuzz),
     Suite("address-core", "tests of transports and memory under AddressSanitizer and UBSan", 20, address_core),
-    Suite("threads-core", "the same under ThreadSanitizer", 20, threads_core),
+    Suite("threads-core", "the same under ThreadSanitizer", 30, threads_core),
 ]
 
 # Each builds the whole tree once more, a quarter of an hour on 2 cores: lines of --full, and `--only NAME` for one by
