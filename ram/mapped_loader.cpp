@@ -2,6 +2,7 @@
 #include "ram/mapped_loader.hpp"
 
 #include "protocol/stream/ram_record.hpp"
+#include "ram/decode_next.hpp"
 
 #include <fmt/format.h>
 
@@ -18,22 +19,6 @@ std::byte* allocate(std::size_t bytes) {
   return static_cast<std::byte*>(::operator new (bytes, std::align_val_t{page_size}));
 }
 void release(std::byte* memory) { ::operator delete (memory, std::align_val_t{page_size}); }
-
-// Shows `decode` as much as it asks for, and takes what it took.
-template <class Decode>
-auto decode_next(transports::BufferedReader& reader, Decode decode)
-    -> Result<std::decay_t<decltype(decode(ByteView{}).value())>> {
-  for (std::size_t wanted = 1;;) {
-    MD_TRY(const ByteView available, reader.peek(wanted));
-    auto decoded = decode(available);
-    if (decoded.failed()) return std::move(decoded).error();
-    if (decoded.is_ready()) {
-      reader.consume(decoded.consumed());
-      return std::move(decoded).value();
-    }
-    wanted = decoded.needed();
-  }
-}
 
 Result<MappedBlock> read_block(transports::BufferedReader& reader, transports::SeekableChannel& file,
                                stream::RamSetupDecoder& decoder, std::uint64_t file_size) {

@@ -2,6 +2,7 @@
 #include "ram/ram_section_reader.hpp"
 
 #include "protocol/stream/xbzrle.hpp"
+#include "ram/decode_next.hpp"
 #include "ram/multifd_receiver.hpp"
 
 #include <fmt/format.h>
@@ -19,19 +20,6 @@ std::string at_block(const RamBlock& block, std::uint64_t offset) {
   return fmt::format("block '{}' at {}", printable(block.name()), hex(offset));
 }
 
-Result<stream::RamSetupBlock> read_setup_block(transports::BufferedReader& reader, stream::RamSetupDecoder& decoder) {
-  for (std::size_t wanted = 1;;) {
-    MD_TRY(const ByteView available, reader.peek(wanted));
-    auto decoded = decoder.next(available);
-    if (decoded.failed()) return std::move(decoded).error();
-    if (decoded.is_ready()) {
-      reader.consume(decoded.consumed());
-      return std::move(decoded).value();
-    }
-    wanted = decoded.needed();
-  }
-}
-
 }  // namespace
 
 Result<std::vector<stream::RamSetupBlock>> read_ram_setup(transports::BufferedReader& reader,
@@ -44,7 +32,7 @@ Result<std::vector<stream::RamSetupBlock>> read_ram_setup(transports::BufferedRe
   stream::RamSetupDecoder decoder(record.offset, options);
   std::vector<stream::RamSetupBlock> list;
   while (!decoder.done()) {
-    MD_TRY(auto block, read_setup_block(reader, decoder));
+    MD_TRY(auto block, decode_next(reader, [&](ByteView bytes) { return decoder.next(bytes); }));
     list.push_back(std::move(block));
   }
   return list;

@@ -9,6 +9,7 @@
 #include "protocol/stream/header.hpp"
 #include "protocol/stream/mapped_ram.hpp"
 #include "protocol/stream/return_path.hpp"
+#include "ram/decode_next.hpp"
 #include "ram/multifd_receiver.hpp"
 #include "ram/ram_section_reader.hpp"
 #include "ram/store_plain.hpp"
@@ -25,24 +26,10 @@ namespace migrationd::migration {
 namespace {
 
 using qmp::MigrationStatus;
+using ram::decode_next;
 
 // Of a mapped-ram file; each is 256 KiB at most.
 constexpr std::size_t reads_in_flight = 16;
-
-// Shows `decode` more and more of the stream until it has enough; consumes what it took.
-template <class Decode>
-auto decode_next(transports::BufferedReader& reader, Decode decode)
-    -> Result<std::decay_t<decltype(std::declval<decltype(decode(ByteView{}))&>().value())>> {
-  auto decoded = decode(reader.buffered());
-  while (decoded.needs_more()) {
-    if (decoded.needed() > reader.capacity()) return wire_error("an element is larger than any real one");
-    MD_TRY(const ByteView available, reader.peek(decoded.needed()));
-    decoded = decode(available);
-  }
-  if (decoded.failed()) return std::move(decoded).error();
-  reader.consume(decoded.consumed());
-  return std::move(decoded).value();
-}
 
 }  // namespace
 
