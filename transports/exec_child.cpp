@@ -74,11 +74,6 @@ void plan_child(SpawnPlan& plan, int child_input, int child_output) {
   ::posix_spawnattr_setflags(&plan.attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
 }
 
-std::string ending(int status) {
-  if (WIFSIGNALED(status)) return fmt::format("was ended by signal {}", WTERMSIG(status));
-  return fmt::format("ended with status {}", WEXITSTATUS(status));
-}
-
 class ExecChannel final : public DescriptorChannel {
  public:
   ExecChannel(UniqueFd output, UniqueFd input, std::unique_ptr<ExecChild> child, StopSource& stop,
@@ -114,7 +109,7 @@ class ExecChannel final : public DescriptorChannel {
     }
     const int status = child_->reap();
     if (status == 0) return {};
-    return Error(ErrorKind::peer, fmt::format("{}: the command {}", describe(), ending(status)));
+    return Error(ErrorKind::peer, fmt::format("{}: the command {}", describe(), describe_exit(status)));
   }
 
  private:
@@ -131,12 +126,25 @@ class ExecChannel final : public DescriptorChannel {
 
 }  // namespace
 
+std::string describe_exit(int status) {
+  if (WIFSIGNALED(status)) return fmt::format("was ended by signal {}", WTERMSIG(status));
+  return fmt::format("ended with status {}", WEXITSTATUS(status));
+}
+
 ExecChild::ExecChild(pid_t pid, UniqueFd pid_fd, UniqueFd input, UniqueFd output) noexcept
     : pid_(pid), pid_fd_(std::move(pid_fd)), input_(std::move(input)), output_(std::move(output)) {}
 
-Result<std::unique_ptr<ExecChild>> ExecChild::start(std::span<const std::string> argv) {
+Result<std::unique_ptr<ExecChild>> ExecChild::start(std::span<const std::string> argv, UniqueFd input) {
   if (argv.empty() || argv[0].empty()) return plan_error("exec: needs a program to run");
-  MD_TRY(Pipe to_child, make_pipe());
+  Pipe to_child;
+  if (input) {
+    if (input.get() <= 2) {
+      MD_TRY(input, input.duplicate());
+    }
+    to_child.read = std::move(input);
+  } else {
+    MD_TRY(to_child, make_pipe());
+  }
   MD_TRY(Pipe from_child, make_pipe());
   SpawnPlan plan;
   plan_child(plan, to_child.read.get(), from_child.write.get());
@@ -179,6 +187,11 @@ void ExecChild::end(milliseconds grace) noexcept {
   ::kill(-pid_, SIGTERM);
   if (!ends_within(grace)) ::kill(-pid_, SIGKILL);
   reap();
+}
+
+int ExecChild::finish(milliseconds grace) noexcept {
+  if (!reaped_ && !ends_within(grace)) end(after_sigterm);
+  return reap();
 }
 
 ExecChild::~ExecChild() {

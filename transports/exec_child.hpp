@@ -27,7 +27,8 @@ class ExecChild {
  public:
   // argv[0] is a path: no shell, no search. Error: "Failed to execute child process “/nonexist” (No such file
   // or directory)".
-  static Result<std::unique_ptr<ExecChild>> start(std::span<const std::string> argv);
+  // With an `input` that is its standard input, from the position on that it has, and take_input() gives nothing.
+  static Result<std::unique_ptr<ExecChild>> start(std::span<const std::string> argv, UniqueFd input = {});
   ExecChild(const ExecChild&) = delete;
   ExecChild& operator=(const ExecChild&) = delete;
   // Closes the pipes, gives the child a moment to end by itself, then SIGTERM, then SIGKILL; about a second.
@@ -42,6 +43,8 @@ class ExecChild {
   int reap() noexcept;
   // SIGTERM, `grace` to go, SIGKILL; reaps.
   void end(std::chrono::milliseconds grace) noexcept;
+  // For one that is about to end by itself: its wait status; after `grace` it is ended.
+  int finish(std::chrono::milliseconds grace) noexcept;
 
  private:
   ExecChild(pid_t pid, UniqueFd pid_fd, UniqueFd input, UniqueFd output) noexcept;
@@ -54,6 +57,9 @@ class ExecChild {
   bool reaped_ = false;
   int status_ = 0;
 };
+
+// A wait status in words: "ended with status 1", "was ended by signal 9".
+std::string describe_exit(int status);
 
 // The channel over a child's pipes; owns the child.
 //

@@ -3,6 +3,7 @@
 
 #include "transports/descriptor_channel.hpp"
 #include "transports/exec_child.hpp"
+#include "transports/filter_channel.hpp"
 #include "transports/open_file.hpp"
 #include "transports/socket_address.hpp"
 
@@ -258,6 +259,7 @@ IncomingTarget::~IncomingTarget() = default;
 Result<std::unique_ptr<Channel>> IncomingTarget::take_channel(StopSource& stop) {
   if (listener_) return listener_->accept(stop);
   const std::string description = to_string(address_);
+  if (child_ && !filter_.empty()) return make_filter_channel(std::move(child_), stop, filter_, description);
   if (child_) return make_exec_channel(std::move(child_), stop, description);
   if (!fd_) return plan_error(fmt::format("{} gives one channel only", description));
   MD_TRY(const DescriptorKind kind, kind_of(fd_.get()));
@@ -283,6 +285,10 @@ Result<IncomingTarget> open_incoming(const Address& address, FdSource& descripto
     out.fd_ = std::move(opened.fd);
     out.pages_ = std::move(opened.pages);
     out.direct_ = options.pages == PageAccess::direct;
+    if (!options.filter.empty()) {
+      out.filter_ = options.filter[0];
+      MD_TRY(out.child_, start_filter(options.filter, std::move(out.fd_)));
+    }
   } else if (const auto* exec = std::get_if<ExecAddress>(&address)) {
     if (!options.allow_exec) return plan_error("exec: is switched off in this daemon (--allow-exec=on allows it)");
     MD_TRY(out.child_, ExecChild::start(exec->argv));

@@ -33,6 +33,8 @@ struct ListenOptions {
   std::vector<int> inherited_fds{};
   // file: only: other than none, the target gives a file (take_file) in place of a channel.
   PageAccess pages = PageAccess::none;
+  // file: only: a program with its arguments that the file goes through, from the offset on.
+  std::vector<std::string> filter{};
 };
 
 // One address can mean several sockets (a name with IPv4 and IPv6 addresses). Thread: one owner at a time.
@@ -96,6 +98,7 @@ class IncomingTarget {
   UniqueFd pages_;  // file: with pages
   bool direct_ = false;
   std::unique_ptr<ExecChild> child_;
+  std::string filter_;  // file: with a filter: its name
 };
 
 // Errors: "Failed to bind socket: ...", "Could not open 'x': No such file or directory", ... Names are resolved

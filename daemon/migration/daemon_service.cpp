@@ -8,6 +8,7 @@
 #include "base/thread.hpp"
 #include "daemon/machine/parked.hpp"
 #include "daemon/migration/machine_worker.hpp"
+#include "daemon/migration/open_image.hpp"
 #include "daemon/migration/run.hpp"
 
 #include <fmt/format.h>
@@ -176,7 +177,9 @@ void DaemonService::finish_outgoing(Run& run) {
 
 Result<void> DaemonService::migrate_incoming(const transports::Address& address, bool exit_on_error,
                                              transports::FdSource& fds) {
-  MD_TRY(DestinationPlan plan, make_destination_plan(capabilities_, parameters_, address));
+  MD_TRY(IncomingFile file, look_at_incoming(address, capabilities_, fds));
+  MD_TRY(DestinationPlan plan, make_destination_plan(file.capabilities, parameters_, file.address));
+  plan.goes_on = file.goes_on;
   if (run_control_.state() != qmp::RunState::inmigrate) {
     if (direction_ == Direction::incoming) return plan_error("The incoming migration has already been started");
     return plan_error("'-incoming' was not specified on the command line");
@@ -189,7 +192,8 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
   listen.inherited_fds = options_.inherited_fds;
   listen.pages = page_access(plan.mapped);
   if (plan.multifd) listen.backlog = static_cast<int>(plan.multifd->channels) + 1;
-  MD_TRY(auto target, transports::open_incoming(address, fds, listen));
+  listen.filter = std::move(file.filter);
+  MD_TRY(auto target, transports::open_incoming(file.address, fds, listen));
   if (const auto* fd = std::get_if<transports::FdAddress>(&address)) {
     // An inherited descriptor is used once.
     std::erase_if(options_.inherited_fds, [&](int number) { return std::to_string(number) == fd->name; });

@@ -352,6 +352,7 @@ Result<void> MigrationDestination::load_devices() {
   auto run_state = machine_->load_devices(std::move(devices_));
   if (!run_state) return std::move(run_state).error().with("load the devices");
   received_state_ = std::move(*run_state);
+  if (plan_.goes_on && received_state_ == "paused") received_state_ = "running";
   return {};
 }
 

@@ -52,6 +52,8 @@ struct SourcePlan {
 
 struct DestinationPlan {
   std::optional<MappedPlan> mapped;
+  // The stream says paused, but who saved it had stopped the machine for that: it goes on.
+  bool goes_on = false;
   bool switchover_ack = false;
   std::optional<MultifdPlan> multifd;
 };

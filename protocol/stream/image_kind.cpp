@@ -61,6 +61,7 @@ void recognise_stream(Image& image, ByteView bytes) {
 }
 
 Result<void> recognise_save_image(Image& image, ByteView start, const ReadAt& read) {
+  image.save_image = true;
   const auto header = decode_save_image_header(start);
   if (header.failed()) {
     say(image, ImageKind::unknown, header.error().text());

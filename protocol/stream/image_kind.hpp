@@ -38,7 +38,9 @@ struct Image {
   ImageKind kind = ImageKind::unknown;
   // Where the stream (compressed: what the decompressor takes) begins, from byte 0 of the file.
   std::uint64_t stream_offset = 0;
-  // Of save images, incomplete ones too.
+  // It begins as libvirt's save images do.
+  bool save_image = false;
+  // Of save images whose header is understood, incomplete ones too.
   std::optional<SaveImageHeader> libvirt;
   // Of plain and mapped_ram, libvirt's or not.
   std::optional<Configuration> configuration;

@@ -5,9 +5,12 @@
 #pragma once
 
 #include "base/result.hpp"
+#include "base/unique_fd.hpp"
+#include "protocol/stream/save_image.hpp"
 #include "tools/migrationctl/qmp_client.hpp"
 
 #include <chrono>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -37,10 +40,28 @@ struct MigrateOptions {
   bool resume = false;
 };
 
-// A mapped-ram file.
+// A file of the machine's own: mapped-ram, or a save image of libvirt.
 struct FileOptions {
   std::string path;  // relative to our own directory
   bool direct = false;
+  std::string libvirt_xml = {};      // save: a file with the domain's XML; a save image is written
+  std::string image_format = "raw";  // of it: "raw" or "sparse"
+};
+
+// A save image that is being written.
+class LibvirtImage {
+ public:
+  // The file, with a header that says unfinished. Error: the XML cannot be read; the file cannot be written.
+  static Result<LibvirtImage> begin(QmpClient& client, const FileOptions& options);
+  std::uint64_t stream_offset() const noexcept { return header_.stream_offset(); }
+  bool sparse() const noexcept { return header_.format == stream::SaveImageFormat::sparse; }
+  // When the daemon has written the stream.
+  Result<void> finish();
+
+ private:
+  std::string path_;
+  UniqueFd fd_;
+  stream::SaveImageHeader header_;
 };
 
 Result<int> show_status(QmpClient& client, const Output& output);

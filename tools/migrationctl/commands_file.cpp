@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The machine into a mapped-ram file and out of one. The settings that this needs are the file's, not the daemon's:
-// they are put back when it has ended.
+// The machine into a file and out of one. The settings that this needs are the file's, not the daemon's: they are put
+// back when it has ended.
 #include "tools/migrationctl/commands.hpp"
+#include "tools/migrationctl/file_access.hpp"
 
 #include <fmt/format.h>
 
@@ -13,25 +14,26 @@ namespace migrationd::ctl {
 namespace {
 
 // Every page once and as fast as the disk takes it; nobody answers from a file.
-constexpr std::pair<const char*, bool> wanted_capabilities[] = {{"xbzrle", false},      {"postcopy-ram", false},
-                                                                {"return-path", false}, {"switchover-ack", false},
-                                                                {"multifd", false},     {"mapped-ram", true}};
+constexpr std::pair<const char*, bool> wanted_capabilities[] = {
+    {"xbzrle", false}, {"postcopy-ram", false}, {"return-path", false}, {"switchover-ack", false}, {"multifd", false}};
 
 class BorrowedSettings {
  public:
   explicit BorrowedSettings(QmpClient& client) : client_(client) {}
 
-  Result<void> take(bool direct) {
+  Result<void> take(bool direct, bool mapped) {
     MD_TRY(const Json capabilities, client_.execute("query-migrate-capabilities"));
     MD_TRY(const Json parameters, client_.execute("query-migrate-parameters"));
     Json wanted = Json::array();
-    for (const Json& one : capabilities) {
-      for (const auto& [name, state] : wanted_capabilities) {
+    const auto want = [&](std::string_view name, bool state) {
+      for (const Json& one : capabilities) {
         if (one.value("capability", "") != name || one.value("state", false) == state) continue;
         wanted.push_back({{"capability", name}, {"state", state}});
         capabilities_.push_back(one);
       }
-    }
+    };
+    for (const auto& [name, state] : wanted_capabilities) want(name, state);
+    want("mapped-ram", mapped);
     MD_CHECK(client_.execute("migrate-set-capabilities", {{"capabilities", std::move(wanted)}}));
     for (const char* name : {"max-bandwidth", "direct-io"}) parameters_[name] = parameters.at(name);
     MD_CHECK(client_.execute("migrate-set-parameters", {{"max-bandwidth", 0}, {"direct-io", direct}}));
@@ -54,19 +56,25 @@ class BorrowedSettings {
 
 // The structured form takes every name, also one with ",offset=" in it. The daemon's directory is another one than
 // ours.
-Json file_address(const std::string& path) {
+Json file_address(const std::string& path, std::uint64_t offset) {
   const std::string absolute = std::filesystem::absolute(path);
-  const Json address{{"transport", "file"}, {"filename", absolute}, {"offset", 0}};
+  const Json address{{"transport", "file"}, {"filename", absolute}, {"offset", offset}};
   return {{"channels", Json::array({Json{{"channel-type", "main"}, {"addr", address}}})}};
 }
 
-Result<int> run(QmpClient& client, const Output& output, const FileOptions& options, const char* command,
-                bool incoming) {
+// How the stream lies in the file.
+struct Layout {
+  bool mapped = true;
+  std::uint64_t offset = 0;
+};
+
+Result<int> run(QmpClient& client, const Output& output, const FileOptions& options, Layout layout, bool incoming) {
   BorrowedSettings settings(client);
-  auto taken = settings.take(options.direct);
-  Json arguments = file_address(options.path);
+  auto taken = settings.take(options.direct, layout.mapped);
+  Json arguments = file_address(options.path, layout.offset);
   if (incoming) arguments["exit-on-error"] = false;
-  auto started = taken ? client.execute(command, std::move(arguments)) : Result<Json>(taken.error());
+  auto started = taken ? client.execute(incoming ? "migrate-incoming" : "migrate", std::move(arguments))
+                       : Result<Json>(taken.error());
   auto code = started ? watch_migration(client, output, incoming) : Result<int>(started.error());
   if (code && *code == exit_interrupted) return code;
   auto given_back = settings.give_back();
@@ -75,14 +83,27 @@ Result<int> run(QmpClient& client, const Output& output, const FileOptions& opti
   return code;
 }
 
+// By what the file is; one that we may not read (the daemon may) is taken for what save writes.
+bool is_mapped(const std::string& path) {
+  const auto opened = open_image(path);
+  return !opened || opened->image.has_places() || opened->image.kind == stream::ImageKind::incomplete;
+}
+
 }  // namespace
 
 Result<int> save(QmpClient& client, const Output& output, const FileOptions& options) {
-  return run(client, output, options, "migrate", false);
+  if (options.libvirt_xml.empty()) return run(client, output, options, {}, false);
+  MD_TRY(LibvirtImage image, LibvirtImage::begin(client, options));
+  MD_TRY(const int code, run(client, output, options, {image.sparse(), image.stream_offset()}, false));
+  if (code == exit_done) MD_CHECK(image.finish());
+  if (code == exit_interrupted) {
+    fmt::print(stderr, "migrationctl: the image stays marked as incomplete, whatever becomes of the migration\n");
+  }
+  return code;
 }
 
 Result<int> load(QmpClient& client, const Output& output, const FileOptions& options) {
-  return run(client, output, options, "migrate-incoming", true);
+  return run(client, output, options, {is_mapped(options.path), 0}, true);
 }
 
 }  // namespace migrationd::ctl

@@ -76,9 +76,15 @@ void add_commands(CLI::App& app, Options& options, Action& action) {
                 [](QmpClient& client, const Options& o) { return save(client, o.output, o.file); });
   sub->add_option("FILE", options.file.path, "written anew; mode 0600")->required();
   sub->add_flag("--direct", options.file.direct, "pages go to the disk directly, past the page cache");
+  CLI::Option* const xml = sub->add_option("--libvirt", options.file.libvirt_xml,
+                                           "write an image for virsh restore, with the domain's XML of this file");
+  sub->add_option("--image-format", options.file.image_format, "of such an image; sparse needs libvirt 11.2")
+      ->check(CLI::IsMember({"raw", "sparse"}))
+      ->capture_default_str()
+      ->needs(xml);
   sub = command("load", "take the machine out of FILE",
                 [](QmpClient& client, const Options& o) { return load(client, o.output, o.file); });
-  sub->add_option("FILE", options.file.path, "what save or QEMU's mapped-ram wrote")->required();
+  sub->add_option("FILE", options.file.path, "what save, QEMU or libvirt (virsh save) wrote")->required();
   sub->add_flag("--direct", options.file.direct, "pages come from the disk directly, past the page cache");
   sub = command("incoming", "take a machine from URI",
                 [](QmpClient& client, const Options& o) { return incoming(client, o.output, o.uri, o.wait); });

@@ -2,4 +2,4 @@
 """Importing this package registers every case. The order here is the order in which they run."""
 
 from . import selftest, matrix, parked, mapped, libvirt, synthetic, hostile, kill, faults, trouble, leftover, \
-    xbzrle, multifd  # noqa: F401
+    xbzrle, multifd, images  # noqa: F401

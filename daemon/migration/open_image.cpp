@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/migration/open_image.hpp"
+
+#include "base/log.hpp"
+#include "protocol/stream/image_kind.hpp"
+#include "transports/open_file.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <variant>
+
+namespace migrationd::migration {
+
+namespace {
+
+using qmp::Capability;
+
+stream::ReadAt reading(int fd) {
+  return [fd](std::uint64_t offset, std::span<std::byte> into) -> Result<std::size_t> {
+    std::size_t done = 0;
+    while (done < into.size()) {
+      const ssize_t got = ::pread(fd, into.data() + done, into.size() - done, static_cast<off_t>(offset + done));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) return Error::from_errno("Unable to read from file");
+      if (got == 0) break;
+      done += static_cast<std::size_t>(got);
+    }
+    return done;
+  };
+}
+
+// As libvirt runs them (docs/formats/save-image.md).
+std::vector<std::string> decompressor(const stream::Image& image) {
+  const std::string_view name = image.decompressor();
+  if (name.empty()) return {};
+  std::vector<std::string> argv{std::string(name), "-dc"};
+  if (image.libvirt->format == stream::SaveImageFormat::lzop) argv.emplace_back("--ignore-warn");
+  return argv;
+}
+
+}  // namespace
+
+Result<IncomingFile> look_at_incoming(const transports::Address& address, const qmp::Capabilities& capabilities,
+                                      transports::FdSource& descriptors) {
+  IncomingFile out{address, capabilities, {}, false};
+  auto* const file = std::get_if<transports::FileAddress>(&out.address);
+  if (file == nullptr || file->offset != 0) return out;
+  auto opened = transports::open_file(*file, descriptors);
+  if (!opened) return out;
+  auto image = stream::recognise_image(reading(opened->fd.get()));
+  if (!image || !image->save_image) return out;
+  if (auto usable = image->check_usable(); !usable) {
+    return std::move(usable).error().with(fmt::format("libvirt's save image '{}'", printable(file->path, 4096)));
+  }
+  file->offset = image->stream_offset;
+  out.capabilities.set(Capability::mapped_ram, image->has_places());
+  out.filter = decompressor(*image);
+  out.goes_on = image->libvirt->was_running;
+  log::info("'{}' is a save image of libvirt ({}, {}); its stream begins at {}", printable(file->path, 4096),
+            stream::to_name(image->libvirt->format), out.goes_on ? "running" : "paused", hex(file->offset));
+  return out;
+}
+
+}  // namespace migrationd::migration
