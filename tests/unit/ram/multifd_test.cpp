@@ -8,6 +8,7 @@
 #include "ram/sink_multifd.hpp"
 #include "ram/store_plain.hpp"
 #include "tests/unit/catch.hpp"
+#include "tests/unit/sampled.hpp"
 #include "transports/descriptor_channel.hpp"
 
 #include <sys/socket.h>
@@ -161,6 +162,8 @@ TEST_CASE("Multifd.memory_arrives_whole_over_any_number_of_channels") {
   const auto zeros = GENERATE(MultifdZeros::none, MultifdZeros::in_main_stream, MultifdZeros::in_packets);
   const bool per_section = GENERATE(false, true);
   const bool fresh = GENERATE(true, false);
+  static Combinations combinations(7);
+  if (combinations.pass_over()) return;
 
   RamMap from = two_blocks();
   fill(from, 3);
