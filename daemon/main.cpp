@@ -141,6 +141,8 @@ int fail(const Error& error, int status) {
 int main_function(int argc, const char* const* argv) {
   // A peer that is gone is an error of a write, not of the process.
   std::signal(SIGPIPE, SIG_IGN);
+  // So is a file that may not grow further (RLIMIT_FSIZE).
+  std::signal(SIGXFSZ, SIG_IGN);
   auto inherited = inherited_descriptors();
   auto passed = service::listen_fds();
   for (const UniqueFd& socket : passed) std::erase(inherited, socket.get());

@@ -7,18 +7,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <new>
 #include <utility>
 
 namespace migrationd::ram {
 namespace {
 
-constexpr std::size_t slot_bytes = MappedLoader::read_pages * page_size;
-
-std::byte* allocate(std::size_t bytes) {
-  return static_cast<std::byte*>(::operator new (bytes, std::align_val_t{page_size}));
-}
-void release(std::byte* memory) { ::operator delete (memory, std::align_val_t{page_size}); }
+// What one worker gets at once, so that two share a block evenly.
+constexpr std::uint64_t batch_pages = (std::uint64_t{1} << 20) / page_size;
+constexpr std::size_t batch_runs = 256;
 
 Result<MappedBlock> read_block(transports::BufferedReader& reader, transports::SeekableChannel& file,
                                stream::RamSetupDecoder& decoder, std::uint64_t file_size) {
@@ -52,77 +48,61 @@ Result<std::vector<MappedBlock>> read_mapped_setup(transports::BufferedReader& r
   return blocks;
 }
 
-MappedLoader::MappedLoader(RamMap& map, PageStore& store, transports::SeekableChannel& file,
-                           transports::PositionalFile& pages, const StopSource& stop, ReceiveCounters& counters)
-    : map_(map),
-      store_(store),
-      file_(file),
-      pages_(pages),
-      stop_(stop),
-      counters_(counters),
-      memory_(allocate(pages.depth() * slot_bytes), release),
-      slots_(pages.depth()) {
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    slots_[slot].memory = memory_.get() + slot * slot_bytes;
-    free_.push_back(static_cast<transports::PositionalFile::Tag>(slot));
+MappedLoader::MappedLoader(RamMap& map, transports::SeekableChannel& file, ReceiveCounters& counters)
+    : map_(map), file_(file), counters_(counters), places_(map.size()) {}
+
+Result<std::unique_ptr<MappedLoader>> MappedLoader::make(RamMap& map, PageStore& store,
+                                                         transports::SeekableChannel& file,
+                                                         std::vector<std::unique_ptr<transports::PositionalFile>> pages,
+                                                         StopSource& stop, ReceiveCounters& counters) {
+  std::unique_ptr<MappedLoader> loader(new MappedLoader(map, file, counters));
+  std::vector<std::unique_ptr<FileWorker>> workers;
+  for (auto& one : pages) {
+    MD_CHECK(check_page_alignment(*one));
+    auto reader = std::make_unique<MappedReader>(map, store, loader->places_, std::move(one));
+    loader->readers_.push_back(reader.get());
+    workers.push_back(std::move(reader));
   }
+  MD_TRY(loader->workers_, FileWorkers::start(std::move(workers), stop));
+  return loader;
 }
 
-// The kernel writes into our buffers until the last read is done.
-MappedLoader::~MappedLoader() { static_cast<void>(pages_.drain()); }
-
 Result<void> MappedLoader::load(const std::vector<MappedBlock>& blocks) {
-  MD_CHECK(check_page_alignment(pages_));
   for (const MappedBlock& block : blocks) {
     MD_TRY(const std::size_t index, map_.find(block.block.name));
-    auto loaded = load_block(index, block.place);
-    if (!loaded) return std::move(loaded).error().with(fmt::format("block '{}'", printable(block.block.name)));
+    places_[index] = block.place;
+    auto loaded = load_block(index);
+    if (loaded) continue;
+    return workers_->explain(std::move(loaded).error()).with(fmt::format("block '{}'", printable(block.block.name)));
   }
+  for (const MappedReader* reader : readers_) counters_.normal_pages.add(reader->normal_pages.get());
   return {};
 }
 
-Result<void> MappedLoader::load_block(std::size_t index, const MappedPlace& place) {
+Result<void> MappedLoader::load_block(std::size_t index) {
+  const MappedPlace& place = places_[index];
   Bytes bytes(place.bitmap_bytes);
   auto read = file_.read_at(place.bitmap_offset, bytes);
   if (!read) return std::move(read).error().with("Error reading dirty bitmap");
   MD_TRY(const Bitmap bitmap, stream::decode_mapped_ram_bitmap(bytes, map_.at(index).pages()));
   counters_.zero_pages.add(bitmap.size() - bitmap.count());
-  for (std::uint64_t page = bitmap.find_set(0); page < bitmap.size(); page = bitmap.find_set(page)) {
-    const std::uint64_t end = bitmap.find_clear(page, std::min<std::uint64_t>(bitmap.size(), page + read_pages));
-    MD_CHECK(start(index, place, {page, end - page}));
-    page = end;
-  }
+  MD_CHECK(hand_over_pages(index, bitmap));
   // Behind this block's last page, so that an error names the right block.
-  while (pages_.in_flight() > 0) MD_CHECK(take_one());
-  return {};
+  return workers_->synchronise();
 }
 
-Result<void> MappedLoader::start(std::size_t index, const MappedPlace& place, PageRun run) {
-  if (stop_.requested()) return cancelled_error();
-  if (free_.empty()) MD_CHECK(take_one());
-  const auto tag = free_.back();
-  free_.pop_back();
-  Slot& slot = slots_[tag];
-  slot.block = index;
-  slot.run = run;
-  return pages_.start_read(tag, place.pages_offset + run.first * page_size, {slot.memory, run.count * page_size});
-}
-
-Result<void> MappedLoader::take_one() {
-  auto done = pages_.wait_one();
-  if (!done) return std::move(done).error().with("failed to read pages");
-  MD_CHECK(this->place(slots_[*done]));
-  free_.push_back(*done);
-  return {};
-}
-
-Result<void> MappedLoader::place(const Slot& slot) {
-  MD_TRY(const GuestSpan span, map_.prove(slot.block, slot.run.first * page_size, slot.run.count * page_size));
-  pieces_.clear();
-  for (std::uint64_t page = 0; page < slot.run.count; ++page)
-    pieces_.push_back({slot.memory + page * page_size, page_size});
-  counters_.normal_pages.add(slot.run.count);
-  return store_.place(span, pieces_);
+Result<void> MappedLoader::hand_over_pages(std::size_t index, const Bitmap& in_file) {
+  batch_.reset(index, BatchKind::data);
+  for (std::uint64_t page = in_file.find_set(0); page < in_file.size(); page = in_file.find_set(page)) {
+    const std::uint64_t limit = std::min<std::uint64_t>(in_file.size(), page + batch_pages - batch_.pages());
+    const std::uint64_t end = in_file.find_clear(page, limit);
+    batch_.add({page, end - page});
+    page = end;
+    if (batch_.pages() < batch_pages && batch_.runs().size() < batch_runs) continue;
+    MD_CHECK(workers_->hand_over(batch_));
+    batch_.reset(index, BatchKind::data);
+  }
+  return batch_.empty() ? Result<void>() : workers_->hand_over(batch_);
 }
 
 }  // namespace migrationd::ram

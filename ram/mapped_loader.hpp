@@ -6,13 +6,8 @@
 //      any memory is prepared.
 //   2. MappedLoader::load() reads the bitmaps and, by them, the pages.
 //
-// Pages go through buffers of the loader, several reads in flight, and from there into memory by the PageStore: writing
-// to a memfd that is still a hole was faster than reading straight into its mapping (wall and CPU seconds per GiB,
-// Linux 6.18, ext4, one thread):
-//                            from the page cache     with direct I/O
-//   into the mapping            0.97   0.70             1.61   0.60
-//   populated, then into it     1.05   0.80             1.82   0.58
-//   buffer, then pwrite         0.74   0.60             1.40   0.44
+// Pages are read by file workers (file_workers.hpp, mapped_reader.hpp), a thread for each file the loader is given,
+// several reads in flight, and go into memory by the PageStore.
 // What has no bit is never received; the store's finish() sees to it that it reads as zero.
 //
 // Errors: ErrorKind::wire with the block; a file cut off, also while it is read, is one. Thread: the mover.
@@ -22,7 +17,9 @@
 #include "base/stop.hpp"
 #include "protocol/stream/ram_setup.hpp"
 #include "ram/counters.hpp"
+#include "ram/file_workers.hpp"
 #include "ram/mapped_layout.hpp"
+#include "ram/mapped_reader.hpp"
 #include "ram/page_batch.hpp"
 #include "ram/page_store.hpp"
 #include "ram/ram_map.hpp"
@@ -30,7 +27,6 @@
 #include "transports/positional_file.hpp"
 #include "transports/seekable_channel.hpp"
 
-#include <functional>
 #include <memory>
 #include <vector>
 
@@ -47,38 +43,28 @@ Result<std::vector<MappedBlock>> read_mapped_setup(transports::BufferedReader& r
 
 class MappedLoader {
  public:
-  static constexpr std::uint64_t read_pages = 64;  // 256 KiB: stays in the cache until it is placed
+  // All but the files outlive it. `pages` is the same file as `file`, once for each worker: at least one. Error: direct
+  // I/O demands an alignment that pages do not have; no threads.
+  static Result<std::unique_ptr<MappedLoader>> make(RamMap& map, PageStore& store, transports::SeekableChannel& file,
+                                                    std::vector<std::unique_ptr<transports::PositionalFile>> pages,
+                                                    StopSource& stop, ReceiveCounters& counters);
 
-  // All of them outlive it. `pages` is the same file as `file`.
-  MappedLoader(RamMap& map, PageStore& store, transports::SeekableChannel& file, transports::PositionalFile& pages,
-               const StopSource& stop, ReceiveCounters& counters);
-  ~MappedLoader();
-
-  // Every page of these blocks that is in the file. The map has blocks of the same names and lengths.
+  // Every page of these blocks that is in the file. The map has blocks of the same names and lengths. A worker's error
+  // raises the stop.
   Result<void> load(const std::vector<MappedBlock>& blocks);
 
  private:
-  struct Slot {
-    std::byte* memory = nullptr;
-    std::size_t block = 0;
-    PageRun run;
-  };
-
-  Result<void> load_block(std::size_t index, const MappedPlace& place);
-  Result<void> start(std::size_t index, const MappedPlace& place, PageRun run);
-  Result<void> take_one();
-  Result<void> place(const Slot& slot);
+  MappedLoader(RamMap& map, transports::SeekableChannel& file, ReceiveCounters& counters);
+  Result<void> load_block(std::size_t index);
+  Result<void> hand_over_pages(std::size_t index, const Bitmap& in_file);
 
   RamMap& map_;
-  PageStore& store_;
   transports::SeekableChannel& file_;
-  transports::PositionalFile& pages_;
-  const StopSource& stop_;
   ReceiveCounters& counters_;
-  std::unique_ptr<std::byte[], void (*)(std::byte*)> memory_;
-  std::vector<Slot> slots_;
-  std::vector<transports::PositionalFile::Tag> free_;
-  std::vector<iovec> pieces_;
+  std::vector<MappedPlace> places_;  // by the map's blocks
+  PageBatch batch_;
+  std::vector<MappedReader*> readers_;
+  std::unique_ptr<FileWorkers> workers_;
 };
 
 }  // namespace migrationd::ram

@@ -3,7 +3,6 @@
 
 #include "protocol/stream/ram_record.hpp"
 #include "protocol/stream/ram_setup.hpp"
-#include "ram/zero_page.hpp"
 
 #include <fmt/format.h>
 
@@ -14,34 +13,30 @@
 namespace migrationd::ram {
 namespace {
 
-// The largest write: enough for any disk, little enough for a rate limit and a stop.
-constexpr std::uint64_t write_pages = (std::uint64_t{1} << 20) / page_size;
-constexpr std::uint64_t prefetch_pages = 8;
-
-// How many of the pages from `first` on are all zero, or all not: [first, result) is of one kind.
-std::uint64_t end_of_kind(const std::byte* memory, std::uint64_t first, std::uint64_t end, bool zero) noexcept {
-  std::uint64_t page = first;
-  while (page < end) {
-    __builtin_prefetch(memory + (page + prefetch_pages) * page_size);
-    if (is_zero_page(memory + page * page_size) != zero) break;
-    ++page;
-  }
-  return page;
-}
+// What one worker gets at once: a large write, or so many single pages.
+constexpr std::uint64_t batch_pages = MappedWriter::write_pages;
+constexpr std::size_t batch_runs = 256;
 
 }  // namespace
 
 SinkMapped::SinkMapped(RamMap& map, transports::BufferedWriter& writer, transports::SeekableChannel& stream,
-                       std::unique_ptr<transports::PositionalFile> pages, const StopSource& stop,
-                       SendCounters& counters)
-    : map_(map), writer_(writer), stream_(stream), pages_(std::move(pages)), counters_(counters), pacer_(stop) {}
+                       const StopSource& stop, SendCounters& counters, Options options)
+    : map_(map), writer_(writer), stream_(stream), counters_(counters), options_(options), pacer_(stop) {}
 
 Result<std::unique_ptr<SinkMapped>> SinkMapped::make(RamMap& map, transports::BufferedWriter& writer,
                                                      transports::SeekableChannel& stream,
-                                                     std::unique_ptr<transports::PositionalFile> pages,
-                                                     const StopSource& stop, SendCounters& counters) {
-  MD_CHECK(check_page_alignment(*pages));
-  return std::unique_ptr<SinkMapped>(new SinkMapped(map, writer, stream, std::move(pages), stop, counters));
+                                                     std::vector<std::unique_ptr<transports::PositionalFile>> pages,
+                                                     StopSource& stop, SendCounters& counters, Options options) {
+  std::unique_ptr<SinkMapped> sink(new SinkMapped(map, writer, stream, stop, counters, options));
+  std::vector<std::unique_ptr<FileWorker>> workers;
+  for (auto& file : pages) {
+    MD_CHECK(check_page_alignment(*file));
+    auto worker = std::make_unique<MappedWriter>(map, sink->area_, std::move(file), options.detect_zeros);
+    sink->writers_.push_back(worker.get());
+    workers.push_back(std::move(worker));
+  }
+  MD_TRY(sink->workers_, FileWorkers::start(std::move(workers), stop));
+  return sink;
 }
 
 Result<void> SinkMapped::write_block_list() {
@@ -59,38 +54,59 @@ Result<void> SinkMapped::write_block_list() {
     MD_CHECK(writer_.append(entry.view()));
     MD_CHECK(writer_.flush());
     stream_.seek(place.pages_end);
-    blocks_.push_back({place, Bitmap(block.pages())});
+    area_.add(place, block.pages());
   }
   return {};
 }
 
-void SinkMapped::note_zeros(std::size_t block, PageRun run) noexcept {
-  blocks_[block].in_file.clear_range(run.first, run.count);
-  counters_.zero_pages.add(run.count);
+void SinkMapped::count() noexcept {
+  std::uint64_t bytes = 0;
+  std::uint64_t normal = 0;
+  std::uint64_t zero = 0;
+  for (const MappedWriter* worker : writers_) {
+    bytes += worker->bytes.get();
+    normal += worker->normal_pages.get();
+    zero += worker->zero_pages.get();
+  }
+  const auto take = [](Counter& to, std::uint64_t now, std::uint64_t& before) {
+    to.add(now - before);
+    before = now;
+  };
+  take(counters_.transferred, bytes, counted_bytes_);
+  take(counters_.normal_pages, normal, counted_normal_);
+  take(counters_.zero_pages, zero, counted_zero_);
 }
 
-Result<void> SinkMapped::write_run(std::size_t block, PageRun run) {
-  const std::uint64_t bytes = run.count * page_size;
-  const std::uint64_t offset = run.first * page_size;
-  if (pages_->in_flight() == pages_->depth()) MD_CHECK(pages_->wait_one());
-  MD_CHECK(
-      pages_->start_write(0, blocks_[block].place.pages_offset + offset, {map_.at(block).engine() + offset, bytes}));
-  blocks_[block].in_file.set_range(run.first, run.count);
-  counters_.normal_pages.add(run.count);
-  counters_.transferred.add(bytes);
-  page_bytes_ += bytes;
-  pacer_.sent(bytes);
-  return pacer_.pace([this] { return pages_->drain(); });
+// What is charged is what will be written: all that waits, until a worker has seen what of it is zero.
+Result<void> SinkMapped::pace() {
+  // In this order: a batch that ends between the two is counted twice for a moment, and never missed.
+  const std::uint64_t waiting = workers_->pages_handed_over() - workers_->pages_taken();
+  count();
+  const std::uint64_t expected = counted_bytes_ + waiting * page_size;
+  if (expected <= charged_) return {};
+  pacer_.sent(expected - charged_);
+  charged_ = expected;
+  return pacer_.pace([]() -> Result<void> { return {}; });
 }
 
-Result<void> SinkMapped::send_data(std::size_t block, PageRun run) {
-  const std::byte* const memory = map_.at(block).engine();
-  const std::uint64_t end = run.first + run.count;
-  for (std::uint64_t page = run.first; page < end;) {
-    const std::uint64_t data = end_of_kind(memory, page, end, true);
-    if (data != page) note_zeros(block, {page, data - page});
-    page = end_of_kind(memory, data, std::min(end, data + write_pages), false);
-    if (page != data) MD_CHECK(write_run(block, {data, page - data}));
+Result<void> SinkMapped::hand_over() {
+  if (batch_.empty()) return {};
+  if (auto taken = workers_->hand_over(batch_); !taken) return workers_->explain(std::move(taken).error());
+  return pace();
+}
+
+Result<void> SinkMapped::add(BatchKind kind, std::size_t block, PageRun run) {
+  if (batch_.block() != block || batch_.kind() != kind) {
+    MD_CHECK(hand_over());
+    batch_.reset(block, kind);
+  }
+  while (run.count > 0) {
+    const std::uint64_t now = std::min(run.count, batch_pages - batch_.pages());
+    batch_.add({run.first, now});
+    run = {run.first + now, run.count - now};
+    if (batch_.pages() < batch_pages && batch_.runs().size() < batch_runs) continue;
+    MD_CHECK(hand_over());
+    batch_.reset(block, kind);
   }
   return {};
 }
@@ -98,20 +114,32 @@ Result<void> SinkMapped::send_data(std::size_t block, PageRun run) {
 Result<void> SinkMapped::send(const PageBatch& batch) {
   for (const PageRun& run : batch.runs()) {
     if (batch.kind() == BatchKind::data) {
-      MD_CHECK(send_data(batch.block(), run));
+      MD_CHECK(add(BatchKind::data, batch.block(), run));
+    } else if (options_.detect_zeros) {
+      area_.note_zero(batch.block(), run);
+      counters_.zero_pages.add(run.count);
+    } else if (batch.kind() == BatchKind::fresh_holes && options_.file_is_empty) {
+      area_.note_written(batch.block(), run);
+      counters_.normal_pages.add(run.count);
     } else {
-      note_zeros(batch.block(), run);
+      MD_CHECK(add(BatchKind::holes, batch.block(), run));
     }
   }
   return {};
 }
 
-Result<void> SinkMapped::finish_pass() { return pages_->drain(); }
+Result<void> SinkMapped::wait_for_workers() {
+  MD_CHECK(hand_over());
+  if (auto done = workers_->synchronise(); !done) return workers_->explain(std::move(done).error());
+  return pace();
+}
+
+Result<void> SinkMapped::finish_pass() { return wait_for_workers(); }
 
 Result<void> SinkMapped::end_memory() {
-  for (std::size_t index = 0; index < blocks_.size(); ++index) {
-    const Bytes bitmap = stream::encode_mapped_ram_bitmap(blocks_[index].in_file);
-    auto written = stream_.write_at(blocks_[index].place.bitmap_offset, bitmap);
+  for (std::size_t index = 0; index < area_.size(); ++index) {
+    const Bytes bitmap = stream::encode_mapped_ram_bitmap(area_.in_file(index));
+    auto written = stream_.write_at(area_.place(index).bitmap_offset, bitmap);
     if (!written) {
       return std::move(written).error().with(fmt::format("bitmap of block '{}'", printable(map_.at(index).name())));
     }
@@ -120,6 +148,8 @@ Result<void> SinkMapped::end_memory() {
 }
 
 Result<void> SinkMapped::end_body() {
+  MD_CHECK(hand_over());
+  count();
   std::array<std::byte, stream::ram_word_bytes> record;
   const std::size_t size = stream::encode_eos(record.data());
   counters_.transferred.add(size);

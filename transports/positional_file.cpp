@@ -123,4 +123,23 @@ Result<std::unique_ptr<PositionalFile>> make_positional_file(UniqueFd fd, bool d
   return std::unique_ptr<PositionalFile>(std::make_unique<PlainFile>(std::move(fd), alignment, depth));
 }
 
+Result<std::vector<std::unique_ptr<PositionalFile>>> share_positional_file(int fd, bool direct, std::size_t depth,
+                                                                           std::size_t count, FileEngine engine) {
+  std::vector<std::unique_ptr<PositionalFile>> files;
+  while (files.size() < count) {
+    // Nobody's position is used, so one open file does for all.
+    UniqueFd same(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
+    if (!same) return Error::from_errno("open the file once more");
+    MD_TRY(auto file, make_positional_file(std::move(same), direct, depth, engine));
+    files.push_back(std::move(file));
+  }
+  return files;
+}
+
+Result<bool> reads_as_zeros_when_new(int fd) {
+  struct stat about {};
+  if (::fstat(fd, &about) != 0) return Error::from_errno("examine the file");
+  return S_ISREG(about.st_mode);
+}
+
 }  // namespace migrationd::transports

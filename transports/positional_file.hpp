@@ -27,6 +27,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace migrationd::transports {
 
@@ -61,6 +62,15 @@ enum class FileEngine : std::uint8_t {
 // taken); what the file demands for direct I/O cannot be found out.
 Result<std::unique_ptr<PositionalFile>> make_positional_file(UniqueFd fd, bool direct, std::size_t depth,
                                                              FileEngine engine = FileEngine::best);
+
+// The same file `count` times, for so many threads. `fd` stays the caller's. Errors: those of make_positional_file(),
+// or no descriptor is left.
+Result<std::vector<std::unique_ptr<PositionalFile>>> share_positional_file(int fd, bool direct, std::size_t depth,
+                                                                           std::size_t count,
+                                                                           FileEngine engine = FileEngine::best);
+
+// What was never written to a new file reads as zeros; a block device holds what it held.
+Result<bool> reads_as_zeros_when_new(int fd);
 
 // What direct I/O on this open file demands of offsets and addresses; 4096 where the kernel cannot say (before 6.1).
 // Error: the file takes no direct I/O.

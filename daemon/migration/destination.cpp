@@ -28,8 +28,10 @@ namespace {
 using qmp::MigrationStatus;
 using ram::decode_next;
 
-// Of a mapped-ram file; each is 256 KiB at most.
-constexpr std::size_t reads_in_flight = 16;
+// Of all workers on a mapped-ram file together, and of one at least; each is 256 KiB, or 1 MiB into memory that is
+// there.
+constexpr std::size_t reads_in_flight = 32;
+constexpr std::size_t reads_per_worker = 4;
 
 }  // namespace
 
@@ -232,9 +234,13 @@ Result<std::vector<stream::RamSetupBlock>> MigrationDestination::read_block_list
 }
 
 Result<void> MigrationDestination::load_mapped_pages() {
-  MD_TRY(auto pages, transports::make_positional_file(std::move(page_fd_), plan_.mapped->direct_io, reads_in_flight));
-  ram::MappedLoader loader(machine_->ram(), *store_, *file_, *pages, stop_, counters_);
-  return loader.load(mapped_blocks_);
+  const MappedPlan& plan = *plan_.mapped;
+  const std::size_t depth = std::clamp(reads_in_flight / plan.workers, reads_per_worker, reads_in_flight / 2);
+  MD_TRY(auto pages, transports::share_positional_file(page_fd_.get(), plan.direct_io, depth, plan.workers));
+  page_fd_.reset();
+  MD_TRY(const auto loader,
+         ram::MappedLoader::make(machine_->ram(), *store_, *file_, std::move(pages), stop_, counters_));
+  return loader->load(mapped_blocks_);
 }
 
 Result<void> MigrationDestination::read_records() {

@@ -59,7 +59,12 @@ std::optional<MappedPlan> mapped_plan(const Capabilities& capabilities, const qm
                                       const Address& address) {
   if (!capabilities.has(Capability::mapped_ram)) return std::nullopt;
   const bool from_set = std::get<transports::FileAddress>(address).path.starts_with("/dev/fdset/");
-  return MappedPlan{parameters.direct_io && (capabilities.has(Capability::multifd) || !from_set)};
+  const bool multifd = capabilities.has(Capability::multifd);
+  MappedPlan plan;
+  plan.direct_io = parameters.direct_io && (multifd || !from_set);
+  if (multifd) plan.workers = parameters.multifd_channels;
+  plan.detect_zeros = parameters.zero_page_detection != qmp::ZeroPageDetection::none;
+  return plan;
 }
 
 // Can the far end answer on the same channel? Descriptors are asked when they are there (MigrationSource::connect).

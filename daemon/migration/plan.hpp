@@ -21,6 +21,10 @@ namespace migrationd::migration {
 struct MappedPlan {
   // Page data by a second descriptor opened with O_DIRECT.
   bool direct_io = false;
+  // Threads that write or read pages: as many as multifd has channels, else one.
+  unsigned workers = 1;
+  // The source's: off with zero-page-detection=none.
+  bool detect_zeros = true;
 };
 
 // Pages over connections of their own, beside the main stream's.

@@ -16,6 +16,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 
+#include <algorithm>
 #include <iterator>
 #include <utility>
 #include <vector>
@@ -29,8 +30,9 @@ using qmp::MigrationStatus;
 constexpr std::uint32_t ping_after_open = 1;
 // How long a failed write waits for the peer's own word on why: it comes from another thread.
 constexpr auto peers_word_wait = std::chrono::milliseconds(200);
-// Of a mapped-ram file; each is 1 MiB at most.
-constexpr std::size_t writes_in_flight = 16;
+// Of all workers on a mapped-ram file together, and of one at least; each is 4 MiB at most.
+constexpr std::size_t writes_in_flight = 8;
+constexpr std::size_t writes_per_worker = 2;
 // Everything is sent, but the destination has not acknowledged the switchover: look again after this.
 constexpr auto acknowledge_poll = std::chrono::milliseconds(5);
 
@@ -58,6 +60,9 @@ SourceOutcome MigrationSource::run() {
   // A channel's thread raised the stop, and knows why.
   if (!result && result.error().is_cancelled() && multifd_) {
     if (auto failure = multifd_->failure()) result = std::move(*failure);
+  }
+  if (!result && result.error().is_cancelled() && sender_ && mapped_sink_ != nullptr) {
+    if (auto failure = mapped_sink_->failure()) result = std::move(*failure);
   }
   return settle(std::move(result));
 }
@@ -150,9 +155,14 @@ Result<void> MigrationSource::set_up_memory() {
 
 Result<std::unique_ptr<ram::PageSink>> MigrationSource::make_sink(ram::SendCounters& counters) {
   if (plan_.mapped) {
+    const std::size_t depth = std::max(writes_in_flight / plan_.mapped->workers, writes_per_worker);
     MD_TRY(auto pages,
-           transports::make_positional_file(std::move(page_fd_), plan_.mapped->direct_io, writes_in_flight));
-    MD_TRY(auto sink, ram::SinkMapped::make(machine_.ram(), *writer_, *file_, std::move(pages), stop_, counters));
+           transports::share_positional_file(page_fd_.get(), plan_.mapped->direct_io, depth, plan_.mapped->workers));
+    MD_TRY(const bool empty, transports::reads_as_zeros_when_new(page_fd_.get()));
+    page_fd_.reset();
+    MD_TRY(auto sink, ram::SinkMapped::make(machine_.ram(), *writer_, *file_, std::move(pages), stop_, counters,
+                                            {plan_.mapped->detect_zeros, empty}));
+    mapped_sink_ = sink.get();
     return std::unique_ptr<ram::PageSink>(std::move(sink));
   }
   auto stream = std::make_unique<ram::SinkStream>(machine_.ram(), *writer_, stop_, counters,

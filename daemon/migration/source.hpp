@@ -39,6 +39,10 @@
 #include <optional>
 #include <string>
 
+namespace migrationd::ram {
+class SinkMapped;
+}
+
 namespace migrationd::migration {
 
 class PrecopySender;
@@ -105,6 +109,7 @@ class MigrationSource {
   std::unique_ptr<ReturnPathReader> return_path_;
   std::unique_ptr<ram::MultifdSender> multifd_;
   std::unique_ptr<PrecopySender> sender_;
+  const ram::SinkMapped* mapped_sink_ = nullptr;  // the sender's
   std::optional<std::string> description_;
 };
 

@@ -25,11 +25,11 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.bench import tasks  # noqa: E402
+from tests.bench import files, tasks  # noqa: E402
 from tests.bench.report import Report  # noqa: E402
 from tests.interop.lib import programs  # noqa: E402
 
-TASKS = ("limits", "throughput", "sparse", "idle", "latency", "scan")
+TASKS = ("limits", "throughput", "files", "sparse", "idle", "latency", "scan")
 
 
 def run_task(name: str, folder: Path, options: argparse.Namespace) -> list[Report]:
@@ -39,6 +39,8 @@ def run_task(name: str, folder: Path, options: argparse.Namespace) -> list[Repor
         return [tasks.machine_limits(min(size, tasks.GIB))]
     if name == "throughput":
         return tasks.throughput(folder, size, rounds)
+    if name == "files":
+        return files.files(folder, size, rounds, options.quick)
     if name == "sparse":
         return [tasks.sparse(folder, (4 if options.quick else 64) * tasks.GIB, 64 * tasks.MIB, rounds)]
     if name == "idle":

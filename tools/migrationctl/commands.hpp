@@ -44,6 +44,7 @@ struct MigrateOptions {
 struct FileOptions {
   std::string path;  // relative to our own directory
   bool direct = false;
+  unsigned workers = 1;              // threads of the daemon for the pages, 1 to 255
   std::string libvirt_xml = {};      // save: a file with the domain's XML; a save image is written
   std::string image_format = "raw";  // of it: "raw" or "sparse"
 };

@@ -14,14 +14,13 @@ namespace migrationd::ctl {
 namespace {
 
 // Every page once and as fast as the disk takes it; nobody answers from a file.
-constexpr std::pair<const char*, bool> wanted_capabilities[] = {
-    {"xbzrle", false}, {"postcopy-ram", false}, {"return-path", false}, {"switchover-ack", false}, {"multifd", false}};
+constexpr const char* unwanted_capabilities[] = {"xbzrle", "postcopy-ram", "return-path", "switchover-ack"};
 
 class BorrowedSettings {
  public:
   explicit BorrowedSettings(QmpClient& client) : client_(client) {}
 
-  Result<void> take(bool direct, bool mapped) {
+  Result<void> take(const FileOptions& options, bool mapped) {
     MD_TRY(const Json capabilities, client_.execute("query-migrate-capabilities"));
     MD_TRY(const Json parameters, client_.execute("query-migrate-parameters"));
     Json wanted = Json::array();
@@ -32,11 +31,16 @@ class BorrowedSettings {
         capabilities_.push_back(one);
       }
     };
-    for (const auto& [name, state] : wanted_capabilities) want(name, state);
+    for (const char* name : unwanted_capabilities) want(name, false);
+    // Several workers on one file: only where each page has its place.
+    const bool several = mapped && options.workers > 1;
+    want("multifd", several);
     want("mapped-ram", mapped);
     MD_CHECK(client_.execute("migrate-set-capabilities", {{"capabilities", std::move(wanted)}}));
-    for (const char* name : {"max-bandwidth", "direct-io"}) parameters_[name] = parameters.at(name);
-    MD_CHECK(client_.execute("migrate-set-parameters", {{"max-bandwidth", 0}, {"direct-io", direct}}));
+    Json values{{"max-bandwidth", 0}, {"direct-io", options.direct}};
+    if (several) values["multifd-channels"] = options.workers;
+    for (const auto& [name, value] : values.items()) parameters_[name] = parameters.at(name);
+    MD_CHECK(client_.execute("migrate-set-parameters", std::move(values)));
     return {};
   }
 
@@ -70,7 +74,7 @@ struct Layout {
 
 Result<int> run(QmpClient& client, const Output& output, const FileOptions& options, Layout layout, bool incoming) {
   BorrowedSettings settings(client);
-  auto taken = settings.take(options.direct, layout.mapped);
+  auto taken = settings.take(options, layout.mapped);
   Json arguments = file_address(options.path, layout.offset);
   if (incoming) arguments["exit-on-error"] = false;
   auto started = taken ? client.execute(incoming ? "migrate-incoming" : "migrate", std::move(arguments))

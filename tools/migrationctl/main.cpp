@@ -76,6 +76,8 @@ void add_commands(CLI::App& app, Options& options, Action& action) {
                 [](QmpClient& client, const Options& o) { return save(client, o.output, o.file); });
   sub->add_option("FILE", options.file.path, "written anew; mode 0600")->required();
   sub->add_flag("--direct", options.file.direct, "pages go to the disk directly, past the page cache");
+  sub->add_option("--workers", options.file.workers, "threads that write pages, 1 to 255; 1 unless given")
+      ->check(CLI::Range(1, 255));
   CLI::Option* const xml = sub->add_option("--libvirt", options.file.libvirt_xml,
                                            "write an image for virsh restore, with the domain's XML of this file");
   sub->add_option("--image-format", options.file.image_format, "of such an image; sparse needs libvirt 11.2")
@@ -86,6 +88,8 @@ void add_commands(CLI::App& app, Options& options, Action& action) {
                 [](QmpClient& client, const Options& o) { return load(client, o.output, o.file); });
   sub->add_option("FILE", options.file.path, "what save, QEMU or libvirt (virsh save) wrote")->required();
   sub->add_flag("--direct", options.file.direct, "pages come from the disk directly, past the page cache");
+  sub->add_option("--workers", options.file.workers, "threads that read pages, 1 to 255; 1 unless given")
+      ->check(CLI::Range(1, 255));
   sub = command("incoming", "take a machine from URI",
                 [](QmpClient& client, const Options& o) { return incoming(client, o.output, o.uri, o.wait); });
   sub->add_option("URI", options.uri, "where to listen, or the file to read")->required();

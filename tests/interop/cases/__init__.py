@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Importing this package registers every case. The order here is the order in which they run."""
 
-from . import selftest, matrix, parked, mapped, libvirt, synthetic, hostile, kill, faults, trouble, leftover, \
-    xbzrle, multifd, images  # noqa: F401
+from . import selftest, matrix, parked, mapped, mapped_workers, mapped_faults, libvirt, synthetic, hostile, kill, \
+    faults, trouble, leftover, xbzrle, multifd, images  # noqa: F401

@@ -7,19 +7,16 @@
 #include "ram/sink_mapped.hpp"
 #include "ram/store_plain.hpp"
 #include "tests/unit/catch.hpp"
-#include "transports/file_channel.hpp"
+#include "tests/unit/ram/mapped_files.hpp"
 
-#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <cstring>
-#include <filesystem>
 #include <random>
 
 using namespace migrationd;
 using namespace migrationd::ram;
-using transports::FileChannel;
-using transports::FileEngine;
+using namespace migrationd::ram_test;
 
 namespace {
 
@@ -37,59 +34,13 @@ struct ListedPages final : DirtyLog {
   std::string_view kind() const noexcept override { return "listed"; }
 };
 
-RamMap map_of(std::initializer_list<std::size_t> pages) {
-  RamMap map;
-  for (const std::size_t count : pages) {
-    auto block = RamBlock::create("block" + std::to_string(map.size()), count * page_size, page_size);
-    REQUIRE(block.has_value());
-    REQUIRE(bool(map.add(std::move(*block))));
-  }
-  return map;
-}
-
-bool equal(const RamMap& a, const RamMap& b) {
-  for (std::size_t index = 0; index < a.size(); ++index)
-    if (std::memcmp(a.at(index).engine(), b.at(index).engine(), a.at(index).length()) != 0) return false;
-  return true;
-}
-
-struct File {
-  std::string path;
-  std::unique_ptr<StopSource> stop = StopSource::make().value();
-  File() {
-    std::string name = (std::filesystem::current_path() / "mapped-XXXXXX").string();
-    const UniqueFd made(::mkstemp(name.data()));
-    REQUIRE(made);
-    path = name;
-  }
-  ~File() { ::unlink(path.c_str()); }
-  std::unique_ptr<FileChannel> open(int flags, std::uint64_t start) const {
-    UniqueFd fd(::open(path.c_str(), flags | O_CLOEXEC));
-    REQUIRE(fd);
-    return std::make_unique<FileChannel>(std::move(fd), start, *stop, "file");
-  }
-  std::unique_ptr<transports::PositionalFile> pages(int flags, bool direct, FileEngine engine) const {
-    UniqueFd fd(::open(path.c_str(), flags | O_CLOEXEC | (direct ? O_DIRECT : 0)));
-    REQUIRE(fd);
-    auto file = transports::make_positional_file(std::move(fd), direct, 8, engine);
-    REQUIRE(file.has_value());
-    return std::move(*file);
-  }
-};
-
-struct Variant {
-  std::uint64_t start;
-  bool direct;
-  FileEngine engine;
-};
-
 struct Saver {
   Saver(RamMap& source, const File& file, Variant variant)
       : map(source),
         channel(file.open(O_WRONLY, variant.start)),
         writer(*channel),
-        sink(SinkMapped::make(map, writer, *channel, file.pages(O_WRONLY, variant.direct, variant.engine), *file.stop,
-                              counters)
+        sink(SinkMapped::make(map, writer, *channel, file.pages(O_WRONLY, variant), *file.stop, counters,
+                              variant.options)
                  .value()),
         scanner(PageScanner::of(map).value()),
         stop(*file.stop) {
@@ -125,11 +76,12 @@ Result<void> load(RamMap& target, const File& file, Variant variant) {
   MD_TRY(const auto blocks, read_mapped_setup(reader, *channel));
   MD_TRY(const auto store, StorePlain::make(target));
   ReceiveCounters counters;
-  const auto pages = file.pages(O_RDONLY, variant.direct, variant.engine);
   {
-    MappedLoader loader(target, *store, *channel, *pages, *file.stop, counters);
-    MD_CHECK(loader.load(blocks));
+    MD_TRY(const auto loader,
+           MappedLoader::make(target, *store, *channel, file.pages(O_RDONLY, variant), *file.stop, counters));
+    MD_CHECK(loader->load(blocks));
   }
+  CHECK(counters.normal_pages.get() + counters.zero_pages.get() == target.total_bytes() / page_size);
   MD_CHECK(store->finish());
   MD_TRY(const ByteView rest, reader.peek(stream::ram_word_bytes));
   return stream::decode_mapped_ram_body(rest).is_ready() ? Result<void>() : wire_error("no EOS behind the blocks");
@@ -149,8 +101,10 @@ void write_some(RamMap& map, ListedPages& log, std::mt19937& random, int count) 
 }  // namespace
 
 TEST_CASE("MappedFile.memory_is_equal_after_any_passes") {
-  const Variant variant = GENERATE(Variant{0, false, FileEngine::best}, Variant{0, true, FileEngine::best},
-                                   Variant{0x1069f, false, FileEngine::plain}, Variant{77, true, FileEngine::plain});
+  const Variant variant =
+      GENERATE(Variant{}, Variant{0, true}, Variant{0x1069f, false, FileEngine::plain},
+               Variant{77, true, FileEngine::plain}, Variant{0, false, FileEngine::best, 3},
+               Variant{0, true, FileEngine::best, 2}, Variant{0, false, FileEngine::best, 2, {.detect_zeros = false}});
   std::mt19937 random{11};
   RamMap source = map_of({700, 1, 65, 3});
   const File file;
@@ -173,7 +127,7 @@ TEST_CASE("MappedFile.memory_is_equal_after_any_passes") {
 }
 
 TEST_CASE("MappedFile.a_page_that_became_zero_does_not_come_back") {
-  const Variant variant{0, false, FileEngine::best};
+  const Variant variant;
   RamMap source = map_of({4});
   const File file;
   std::memset(source.at(0).engine() + page_size, 7, page_size);
@@ -199,7 +153,7 @@ TEST_CASE("MappedFile.holes_and_zeros_cost_no_disk") {
   std::memset(source.at(0).engine(), 0, 1000 * page_size);  // zeros that are data to the memfd
   std::memset(source.at(0).engine() + 5000 * page_size, 1, page_size);
   const File file;
-  Saver saver(source, file, {0, false, FileEngine::best});
+  Saver saver(source, file, {});
   saver.end();
   struct stat about {};
   REQUIRE(::stat(file.path.c_str(), &about) == 0);
@@ -214,18 +168,20 @@ TEST_CASE("MappedFile.a_full_disk_ends_the_save_with_the_reason") {
   const auto channel = file.open(O_WRONLY, 0);
   transports::BufferedWriter writer(*channel);
   SendCounters counters;
-  UniqueFd full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
-  auto pages =
-      transports::make_positional_file(std::move(full), false, 8, GENERATE(FileEngine::best, FileEngine::plain));
+  const UniqueFd full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
+  auto pages = transports::share_positional_file(full.get(), false, 8, GENERATE(1, 3),
+                                                 GENERATE(FileEngine::best, FileEngine::plain));
   REQUIRE(pages.has_value());
-  auto sink = SinkMapped::make(source, writer, *channel, std::move(*pages), *file.stop, counters).value();
+  auto sink = SinkMapped::make(source, writer, *channel, std::move(*pages), *file.stop, counters, {}).value();
   auto scanner = PageScanner::of(source).value();
   REQUIRE(bool(scanner.begin_first_pass()));
   REQUIRE(bool(sink->write_block_list()));
   auto sent = run_whole_pass(scanner, *sink, *file.stop);
   if (sent) sent = sink->finish_pass();
   REQUIRE_FALSE(bool(sent));
-  CHECK(sent.error().text().find("No space left on device") != std::string::npos);
+  CHECK(file.stop->requested());
+  REQUIRE(sink->failure());
+  CHECK(sink->failure()->text().find("No space left on device") != std::string::npos);
 }
 
 TEST_CASE("FileChannel.its_first_bytes_are_written_last") {
