@@ -31,15 +31,6 @@ stream::ReadAt reading(int fd) {
   };
 }
 
-// As libvirt runs them (docs/formats/save-image.md).
-std::vector<std::string> decompressor(const stream::Image& image) {
-  const std::string_view name = image.decompressor();
-  if (name.empty()) return {};
-  std::vector<std::string> argv{std::string(name), "-dc"};
-  if (image.libvirt->format == stream::SaveImageFormat::lzop) argv.emplace_back("--ignore-warn");
-  return argv;
-}
-
 }  // namespace
 
 Result<IncomingFile> look_at_incoming(const transports::Address& address, const qmp::Capabilities& capabilities,
@@ -56,7 +47,7 @@ Result<IncomingFile> look_at_incoming(const transports::Address& address, const 
   }
   file->offset = image->stream_offset;
   out.capabilities.set(Capability::mapped_ram, image->has_places());
-  out.filter = decompressor(*image);
+  out.filter = image->decompressor_command();
   out.goes_on = image->libvirt->was_running;
   log::info("'{}' is a save image of libvirt ({}, {}); its stream begins at {}", printable(file->path, 4096),
             stream::to_name(image->libvirt->format), out.goes_on ? "running" : "paused", hex(file->offset));

@@ -194,6 +194,7 @@ bool DescriptionReader::string(string_t& value) {
   };
   if (frame.place == Place::field && frame.key == "type") {
     frame.is_struct = value == "struct";
+    frame.field->type = value.substr(0, 24);
   } else if (frame.place == Place::field && frame.key == "name") {
     // Field names never meet a length byte; they are only shown.
     frame.field->name = value.substr(0, limits::name_bytes);

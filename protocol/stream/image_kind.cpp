@@ -104,6 +104,13 @@ Result<void> recognise_save_image(Image& image, ByteView start, const ReadAt& re
 
 std::string_view to_name(ImageKind kind) noexcept { return kind_names.at(static_cast<std::size_t>(kind)); }
 
+std::vector<std::string> Image::decompressor_command() const {
+  if (decompressor().empty()) return {};
+  std::vector<std::string> command{std::string(decompressor()), "-dc"};
+  if (libvirt->format == SaveImageFormat::lzop) command.emplace_back("--ignore-warn");
+  return command;
+}
+
 Result<void> Image::check_usable() const {
   if (kind == ImageKind::incomplete) return wire_error(fmt::format("the file is incomplete: {}", reason));
   if (kind == ImageKind::unknown) return wire_error(fmt::format("the file holds no machine: {}", reason));

@@ -18,6 +18,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace migrationd::stream {
 
@@ -53,6 +54,8 @@ struct Image {
   std::string_view decompressor() const noexcept {
     return kind == ImageKind::libvirt_compressed ? to_name(libvirt->format) : std::string_view();
   }
+  // It and its arguments, as libvirt runs it: the stream's bytes on standard input. Empty: none is needed.
+  std::vector<std::string> decompressor_command() const;
   // Errors for who cannot go on with it: incomplete and unknown files, with the reason.
   Result<void> check_usable() const;
 };

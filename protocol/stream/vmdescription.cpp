@@ -13,14 +13,19 @@ namespace {
 // The walk of docs/formats/stream.md: fields in order, then subsections in order.
 class Walk {
  public:
-  Walk(ByteView bytes, WalkBudget& budget) noexcept : in_(bytes), budget_(budget) {}
+  Walk(ByteView bytes, WalkBudget& budget, StateVisitor* visitor) noexcept
+      : in_(bytes), budget_(budget), visitor_(visitor) {}
 
   std::size_t position() const noexcept { return in_.position(); }
 
   // Depth is bounded by limits::description_nesting: the tree was parsed under it.
   Result<void> state(const StateDescription& state) {
     MD_CHECK(spend());
-    if (!state.has_vmsd_name) return skip(state.size.value_or(0));
+    if (!state.has_vmsd_name) {
+      MD_TRY(const ByteView bytes, take(state.size.value_or(0)));
+      if (visitor_ != nullptr) visitor_->opaque(bytes);
+      return {};
+    }
     for (const DescribedField& field : state.fields) {
       auto walked = this->field(field);
       if (!walked) return std::move(walked).error().with(fmt::format("field '{}'", printable(field.name)));
@@ -39,11 +44,15 @@ class Walk {
     if (!field.structure) {
       std::uint64_t bytes = 0;
       if (__builtin_mul_overflow(field.size, count, &bytes)) return wire_error("its size overflows");
-      return skip(bytes);
+      MD_TRY(const ByteView value, take(bytes));
+      if (visitor_ != nullptr) visitor_->value(field, value);
+      return {};
     }
     for (std::uint64_t i = 0; i < count; ++i) {
       const std::size_t before = in_.position();
+      if (visitor_ != nullptr) visitor_->enter_struct(field);
       MD_CHECK(state(*field.structure));
+      if (visitor_ != nullptr) visitor_->leave();
       const std::size_t walked = in_.position() - before;
       if (!field.array_len && walked != field.size) {
         return wire_error(fmt::format("walks {} bytes, its size is {}", walked, field.size));
@@ -61,14 +70,17 @@ class Walk {
       return wire_error(
           fmt::format("byte {:#04x}, name '{}', version {} where it is due", type, printable(name), version));
     }
-    return state(sub);
+    if (visitor_ != nullptr) visitor_->enter_subsection(sub);
+    MD_CHECK(state(sub));
+    if (visitor_ != nullptr) visitor_->leave();
+    return {};
   }
 
-  Result<void> skip(std::uint64_t bytes) {
+  Result<ByteView> take(std::uint64_t bytes) {
     if (bytes > in_.remaining()) {
       return wire_error(fmt::format("{} bytes at offset {:#x}, {} are left", bytes, in_.position(), in_.remaining()));
     }
-    return in_.skip(static_cast<std::size_t>(bytes));
+    return in_.bytes(static_cast<std::size_t>(bytes));
   }
 
   Result<void> spend() {
@@ -82,6 +94,7 @@ class Walk {
 
   ByteReader in_;
   WalkBudget& budget_;
+  StateVisitor* visitor_;
 };
 
 std::string section_title(const SectionHeader& header) {
@@ -142,8 +155,9 @@ Result<VmDescription> parse_description(std::string_view text) {
   return out;
 }
 
-Result<std::size_t> walk_state(const StateDescription& state, ByteView bytes, WalkBudget& budget) {
-  Walk walk(bytes, budget);
+Result<std::size_t> walk_state(const StateDescription& state, ByteView bytes, WalkBudget& budget,
+                               StateVisitor* visitor) {
+  Walk walk(bytes, budget, visitor);
   MD_CHECK(walk.state(state));
   return walk.position();
 }

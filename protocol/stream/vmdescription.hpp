@@ -26,6 +26,7 @@ struct StateDescription;
 
 struct DescribedField {
   std::string name;
+  std::string type;                        // "uint32", "buffer", ...: for people; at most 24 bytes of it
   std::uint64_t size = 0;                  // bytes of one element, nested subsections included
   std::optional<std::uint64_t> array_len;  // elements of this shape; nothing: one
   // For type "struct" with a nested description; any other type is `size` opaque bytes.
@@ -60,8 +61,23 @@ struct WalkBudget {
 // Refuses what is not JSON, has no `devices`, or passes a bound.
 Result<VmDescription> parse_description(std::string_view text);
 
+// Told of what a walk meets, in the order of the bytes. Also when the walk fails later on.
+class StateVisitor {
+ public:
+  virtual ~StateVisitor() = default;
+  // One element of a struct, or a subsection; what follows until leave() belongs to it.
+  virtual void enter_struct(const DescribedField& field) = 0;
+  virtual void enter_subsection(const StateDescription& subsection) = 0;
+  virtual void leave() = 0;
+  // A field that is no struct: all of its elements together, each of field.size bytes.
+  virtual void value(const DescribedField& field, ByteView bytes) = 0;
+  // The whole of a device of which no fields are described.
+  virtual void opaque(ByteView bytes) = 0;
+};
+
 // Length of the state that `state` describes at the start of `bytes`; an error when it does not fit.
-Result<std::size_t> walk_state(const StateDescription& state, ByteView bytes, WalkBudget& budget);
+Result<std::size_t> walk_state(const StateDescription& state, ByteView bytes, WalkBudget& budget,
+                               StateVisitor* visitor = nullptr);
 
 // Where one section lies within the device bytes.
 struct SectionSpan {

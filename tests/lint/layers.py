@@ -15,6 +15,9 @@ CONTRACTS = ["transports/channel.hpp", "transports/positional_file.hpp", "transp
              "transports/buffered.hpp",
              "transports/rdma_link.hpp"]
 RAM = ["base", "protocol/stream", *CONTRACTS]
+# What migrationctl reads and writes files with: no sockets, no guest memory.
+FILES = [*CONTRACTS, "transports/file_channel.hpp", "transports/filter_channel.hpp", "ram/decode_next.hpp",
+         "ram/mapped_layout.hpp", "ram/mapped_loader.hpp", "ram/ram_section_reader.hpp"]
 ALLOWED = {
     "base": [],
     "protocol": ["base"],
@@ -24,7 +27,7 @@ ALLOWED = {
     "postcopy": ["ram", *RAM],
     "guest": ["base", "vmstate"],
     "daemon": ["base", "protocol", "transports", "vmstate", "ram", "postcopy", "guest"],
-    "tools": ["base", "protocol", "guest/protocol.hpp"],
+    "tools": ["base", "protocol", "guest/protocol.hpp", *FILES],
     "tests": ["base", "protocol", "transports", "vmstate", "ram", "postcopy", "guest", "daemon", "tools"],
 }
 

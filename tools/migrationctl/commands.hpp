@@ -5,12 +5,9 @@
 #pragma once
 
 #include "base/result.hpp"
-#include "base/unique_fd.hpp"
-#include "protocol/stream/save_image.hpp"
 #include "tools/migrationctl/qmp_client.hpp"
 
 #include <chrono>
-#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -46,23 +43,8 @@ struct FileOptions {
   bool direct = false;
   unsigned workers = 1;              // threads of the daemon for the pages, 1 to 255
   std::string libvirt_xml = {};      // save: a file with the domain's XML; a save image is written
+  bool checksum = false;             // save: FILE.sums beside it
   std::string image_format = "raw";  // of it: "raw" or "sparse"
-};
-
-// A save image that is being written.
-class LibvirtImage {
- public:
-  // The file, with a header that says unfinished. Error: the XML cannot be read; the file cannot be written.
-  static Result<LibvirtImage> begin(QmpClient& client, const FileOptions& options);
-  std::uint64_t stream_offset() const noexcept { return header_.stream_offset(); }
-  bool sparse() const noexcept { return header_.format == stream::SaveImageFormat::sparse; }
-  // When the daemon has written the stream.
-  Result<void> finish();
-
- private:
-  std::string path_;
-  UniqueFd fd_;
-  stream::SaveImageHeader header_;
 };
 
 Result<int> show_status(QmpClient& client, const Output& output);
@@ -80,6 +62,21 @@ Result<int> parameters(QmpClient& client, const Output& output, const std::vecto
 Result<int> stop(QmpClient& client, const Output& output);
 Result<int> cont(QmpClient& client, const Output& output, bool force);
 Result<int> verify_machine(QmpClient& client, const Output& output);
+// Of a file; no daemon is asked.
+struct InspectOptions {
+  std::string path;
+  bool xml = false;      // only libvirt's XML
+  bool devices = false;  // with the fields of every device
+};
+Result<int> inspect(const Output& output, const InspectOptions& options);
+Result<int> verify(const Output& output, const std::string& path);
+struct ConvertOptions {
+  std::string input;
+  std::string output;
+  std::string to;           // "plain", "mapped-ram", "libvirt-raw", "libvirt-sparse"
+  std::string libvirt_xml;  // for the libvirt kinds; empty: that of the input
+};
+Result<int> convert(const Output& output, const ConvertOptions& options);
 Result<int> raw(QmpClient& client, const std::string& command, const std::string& arguments);
 int doctor(const Output& output);
 

@@ -2,8 +2,10 @@
 //
 // The machine into a file and out of one. The settings that this needs are the file's, not the daemon's: they are put
 // back when it has ended.
+#include "tools/migrationctl/checksums.hpp"
 #include "tools/migrationctl/commands.hpp"
 #include "tools/migrationctl/file_access.hpp"
+#include "tools/migrationctl/image_writer.hpp"
 
 #include <fmt/format.h>
 
@@ -93,16 +95,33 @@ bool is_mapped(const std::string& path) {
   return !opened || opened->image.has_places() || opened->image.kind == stream::ImageKind::incomplete;
 }
 
-}  // namespace
-
-Result<int> save(QmpClient& client, const Output& output, const FileOptions& options) {
-  if (options.libvirt_xml.empty()) return run(client, output, options, {}, false);
-  MD_TRY(LibvirtImage image, LibvirtImage::begin(client, options));
+// A save image as libvirt writes one: the header comes first, marked as unfinished, the daemon writes the stream behind
+// it. Whoever dies in between leaves an image that libvirt and migrationd call incomplete.
+Result<int> save_for_libvirt(QmpClient& client, const Output& output, const FileOptions& options) {
+  MD_TRY(const std::string xml, read_text(options.libvirt_xml, stream::save_image_data_max));
+  MD_TRY(const Json status, client.execute("query-status"));
+  stream::NewSaveImage wanted;
+  wanted.xml = xml;
+  wanted.format = options.image_format == "sparse" ? stream::SaveImageFormat::sparse : stream::SaveImageFormat::raw;
+  wanted.was_running = status.value("running", false);
+  MD_TRY(LibvirtImage image, LibvirtImage::begin(options.path, wanted));
   MD_TRY(const int code, run(client, output, options, {image.sparse(), image.stream_offset()}, false));
+  // The daemon syncs before it says completed.
   if (code == exit_done) MD_CHECK(image.finish());
   if (code == exit_interrupted) {
     fmt::print(stderr, "migrationctl: the image stays marked as incomplete, whatever becomes of the migration\n");
   }
+  return code;
+}
+
+}  // namespace
+
+Result<int> save(QmpClient& client, const Output& output, const FileOptions& options) {
+  MD_TRY(const int code, options.libvirt_xml.empty() ? run(client, output, options, {}, false)
+                                                     : save_for_libvirt(client, output, options));
+  if (code != exit_done || !options.checksum) return code;
+  auto sums = write_sums(options.path);
+  if (!sums) return std::move(sums).error().with("the file is saved, but its checksums are not");
   return code;
 }
 

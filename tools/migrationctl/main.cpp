@@ -27,6 +27,8 @@ struct Options {
   Output output;
   MigrateOptions migrate;
   FileOptions file;
+  InspectOptions inspect;
+  ConvertOptions convert;
   std::string uri;
   bool wait = false;
   bool force = false;
@@ -54,6 +56,7 @@ Result<std::string> socket_path(const Options& options) {
 }
 
 using Action = std::function<Result<int>(QmpClient&, const Options&)>;
+using FileAction = std::function<Result<int>(const Options&)>;
 
 // The subcommands; the chosen one's action is left in `action`, none for doctor.
 void add_commands(CLI::App& app, Options& options, Action& action) {
@@ -78,6 +81,7 @@ void add_commands(CLI::App& app, Options& options, Action& action) {
   sub->add_flag("--direct", options.file.direct, "pages go to the disk directly, past the page cache");
   sub->add_option("--workers", options.file.workers, "threads that write pages, 1 to 255; 1 unless given")
       ->check(CLI::Range(1, 255));
+  sub->add_flag("--checksum", options.file.checksum, "then read FILE and write FILE.sums for verify");
   CLI::Option* const xml = sub->add_option("--libvirt", options.file.libvirt_xml,
                                            "write an image for virsh restore, with the domain's XML of this file");
   sub->add_option("--image-format", options.file.image_format, "of such an image; sparse needs libvirt 11.2")
@@ -115,6 +119,32 @@ void add_commands(CLI::App& app, Options& options, Action& action) {
   app.add_subcommand("doctor", "what this host allows, and how to mend what it does not");
 }
 
+// Those that look at files and ask no daemon.
+void add_file_commands(CLI::App& app, Options& options, FileAction& action) {
+  const auto command = [&](const char* name, const char* text, FileAction what) {
+    CLI::App* const sub = app.add_subcommand(name, text);
+    sub->callback([&action, what = std::move(what)] { action = what; });
+    return sub;
+  };
+  CLI::App* sub = command("inspect", "what a file holds: kind, memory, devices",
+                          [](const Options& o) { return inspect(o.output, o.inspect); });
+  sub->add_option("FILE", options.inspect.path, "a migration stream, a mapped-ram file or a save image")->required();
+  sub->add_flag("--xml", options.inspect.xml, "only the domain's XML of a save image");
+  sub->add_flag("--devices", options.inspect.devices, "with the fields of every device");
+  sub = command("verify", "whether a file is whole, and still what its checksums say",
+                [](const Options& o) { return verify(o.output, o.inspect.path); });
+  sub->add_option("FILE", options.inspect.path, "its checksums are looked for in FILE.sums")->required();
+  sub = command("convert", "write the machine of a file into a file of another kind",
+                [](const Options& o) { return convert(o.output, o.convert); });
+  sub->add_option("IN", options.convert.input, "any kind that inspect knows")->required();
+  sub->add_option("OUT", options.convert.output, "written anew; mode 0600")->required();
+  sub->add_option("--to", options.convert.to, "the kind of OUT")
+      ->required()
+      ->check(CLI::IsMember({"plain", "mapped-ram", "libvirt-raw", "libvirt-sparse"}));
+  sub->add_option("--libvirt", options.convert.libvirt_xml,
+                  "for the libvirt kinds: the domain's XML (else that of IN, if it is a save image)");
+}
+
 // CLI11 says only that a command is missing when there is a word that is none. Empty when that is not what was wrong.
 std::string unknown_command(const CLI::App& app) {
   if (!app.get_subcommands().empty()) return {};
@@ -132,6 +162,9 @@ int exit_code(const Error& error) {
   if (error.kind() == ErrorKind::plan) return exit_usage;
   return exit_unreachable;
 }
+
+// There is no daemon to be out of reach.
+int file_exit_code(const Error& error) { return error.kind() == ErrorKind::plan ? exit_usage : exit_refused; }
 
 Result<int> run(const Options& options, const Action& action) {
   MD_TRY(const std::string path, socket_path(options));
@@ -152,6 +185,7 @@ void watch_interrupts() {
 int main(int argc, char** argv) {
   Options options;
   Action action;
+  FileAction file_action;
   CLI::App app("migrationctl: look at and move the machine of a migrationd");
   app.set_version_flag("--version", "migrationctl " MIGRATIOND_VERSION);
   app.require_subcommand(1);
@@ -160,6 +194,7 @@ int main(int argc, char** argv) {
   app.add_option("-n,--name", options.name, "the daemon migrationd@NAME: /run/migrationd/NAME/qmp.sock");
   app.add_flag("--json", options.output.json, "print JSON");
   add_commands(app, options, action);
+  add_file_commands(app, options, file_action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -170,10 +205,10 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? exit_done : exit_usage;
   }
   options.output.terminal = ::isatty(STDOUT_FILENO) == 1;
-  if (!action) return doctor(options.output);
-  watch_interrupts();
-  const auto code = run(options, action);
+  if (!action && !file_action) return doctor(options.output);
+  if (action) watch_interrupts();
+  const auto code = action ? run(options, action) : file_action(options);
   if (code) return *code;
   fmt::print(stderr, "migrationctl: {}\n", code.error().text());
-  return exit_code(code.error());
+  return action ? exit_code(code.error()) : file_exit_code(code.error());
 }
