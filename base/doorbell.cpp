@@ -27,4 +27,18 @@ Result<void> Doorbell::wait(const StopSource& stop) {
   }
 }
 
+Result<bool> Doorbell::wait_for(const StopSource& stop, std::chrono::milliseconds limit) {
+  const auto deadline = std::chrono::steady_clock::now() + limit;
+  while (true) {
+    if (stop.requested()) return cancelled_error();
+    eventfd_t rings = 0;
+    if (::eventfd_read(event_.get(), &rings) == 0) return true;
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    if (left.count() <= 0) return false;
+    pollfd fds[] = {{event_.get(), POLLIN, 0}, {stop.fd(), POLLIN, 0}};
+    if (::poll(fds, 2, static_cast<int>(left.count())) < 0 && errno != EINTR)
+      return Error::from_errno("wait for another thread");
+  }
+}
+
 }  // namespace migrationd

@@ -12,6 +12,7 @@
 #include "base/stop.hpp"
 #include "base/unique_fd.hpp"
 
+#include <chrono>
 #include <memory>
 
 namespace migrationd {
@@ -24,6 +25,8 @@ class Doorbell {
   void ring() noexcept;
   // Ok when it rang since the last wait; ErrorKind::cancelled when the stop was raised first.
   Result<void> wait(const StopSource& stop);
+  // The same, for so long at most: false when it did not ring.
+  Result<bool> wait_for(const StopSource& stop, std::chrono::milliseconds limit);
 
  private:
   explicit Doorbell(UniqueFd event) noexcept : event_(std::move(event)) {}

@@ -78,6 +78,7 @@ class Daemon {
     migration::ServiceOptions options;
     options.start_paused = options_.paused;
     options.allow_exec = options_.allow_exec;
+    options.worker_cpus = options_.worker_cpus;
     options.uuid = options_.uuid;
     options.inherited_fds = std::move(inherited);
     options.exit_on_error = [this] {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/options.hpp"
 
+#include "base/thread_roster.hpp"
 #include "daemon/control/channel_address.hpp"
 #include "daemon/version.hpp"
 #include "protocol/qmp/decode.hpp"
@@ -27,6 +28,7 @@ struct Words {
   std::string uuid;
   std::string name;
   std::string allow_exec = "on";
+  std::string worker_cpus;
 };
 
 Result<transports::Address> parse_incoming_json(const std::string& text) {
@@ -87,6 +89,11 @@ Result<void> take_words(const Words& words, DaemonOptions& options) {
     return plan_error("--allow-exec: 'on' or 'off', not '" + printable(words.allow_exec) + "'");
   }
   options.allow_exec = words.allow_exec == "on";
+  if (!words.worker_cpus.empty()) {
+    auto cpus = parse_cpu_list(words.worker_cpus);
+    if (!cpus) return std::move(cpus).error().with("--worker-cpus");
+    options.worker_cpus = std::move(*cpus);
+  }
   return {};
 }
 
@@ -105,6 +112,8 @@ Result<ParsedOptions> parse_options(int argc, const char* const* argv) {
   app.add_option("--uuid", words.uuid, "the machine's UUID; checked with the capability validate-uuid");
   app.add_option("--log-level", options.log_level, "trace, debug, info, warning, error or off");
   app.add_option("--allow-exec", words.allow_exec, "on (default) or off: whether exec: addresses may run commands");
+  app.add_option("--worker-cpus", words.worker_cpus,
+                 "CPUs for the threads that move pages, one each in turn: 2-5,8 (default: wherever the kernel likes)");
   app.set_version_flag("--version", "migrationd " + std::string(version));
   try {
     app.parse(argc, argv);

@@ -30,6 +30,7 @@ struct DaemonOptions {
   std::optional<stream::Uuid> uuid;
   std::string log_level = "info";
   bool allow_exec = true;
+  std::vector<unsigned> worker_cpus;  // --worker-cpus; empty: any
 };
 
 struct ParsedOptions {

@@ -74,7 +74,7 @@ Result<bool> MultifdBarrier::all_here() const {
   return all;
 }
 
-Result<void> MultifdBarrier::meet() {
+Result<bool> MultifdBarrier::meet(std::chrono::milliseconds patience) {
   while (true) {
     {
       const std::lock_guard lock(mutex_);
@@ -84,11 +84,22 @@ Result<void> MultifdBarrier::meet() {
           side.arrived = side.pages = false;
           side.released->ring();
         }
-        return {};
+        return true;
       }
     }
-    MD_CHECK(changed_->wait(stop_));
+    MD_TRY(const bool rang, changed_->wait_for(stop_, patience));
+    if (!rang) return false;
   }
+}
+
+Error MultifdBarrier::nobody_came(std::chrono::milliseconds waited) const {
+  const std::lock_guard lock(mutex_);
+  std::size_t channel = 0;
+  while (channel + 1 < sides_.size() && sides_[channel].arrived) ++channel;
+  return wire_error(
+      fmt::format("multifd channel {}: no synchronisation point within {} ms of the main stream's, and nothing else on "
+                  "any channel",
+                  channel, waited.count()));
 }
 
 void MultifdBarrier::begin_last_section() {

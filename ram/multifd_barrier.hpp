@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // MultifdBarrier: where the channels of a multifd destination and its main stream wait for each other
-// (docs/formats/multifd.md, "Barriers").
+// (multifd.md section 8).
 //
 // A channel that has read SYNC waits in arrive() until the main stream comes to the matching place; the main stream
 // waits in meet() until all channels have come, and releases them. Pages of two passes travel on different channels,
@@ -19,6 +19,7 @@
 #include "base/result.hpp"
 #include "base/stop.hpp"
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <mutex>
@@ -42,8 +43,11 @@ class MultifdBarrier {
   bool may_ignore_failure(std::size_t channel) const;
 
   // --- main stream ----------------------------------------------------------------------------------------------
-  // Waits for all channels and releases them. Error: one has ended without coming; cancelled.
-  Result<void> meet();
+  // Waits for all channels and releases them; false when they have not come and nothing was heard of any for that long.
+  // Error: one has ended without coming; cancelled.
+  Result<bool> meet(std::chrono::milliseconds patience);
+  // The error of a wait that is given up: names a channel that has not come.
+  Error nobody_came(std::chrono::milliseconds waited) const;
   // From here on a channel may end.
   void begin_last_section();
   // The last section is over. Error: a channel has pages, or waits, behind the last meeting.

@@ -7,12 +7,18 @@
 #include "ram/page_codec.hpp"
 
 #include <fmt/format.h>
-#include <pthread.h>
 
 #include <thread>
 #include <utility>
 
 namespace migrationd::ram {
+
+namespace {
+
+// Of a wait that may be given up: is anything coming still?
+constexpr unsigned barrier_looks = 10;
+
+}  // namespace
 
 using stream::MultifdMethod;
 using stream::MultifdPacket;
@@ -31,9 +37,11 @@ class MultifdReceiver::Worker {
       MD_TRY(decoder_, PageDecoder::make(method_));
     }
     return start_thread(thread_, "start a multifd channel", [this] {
-      ::pthread_setname_np(::pthread_self(), fmt::format("multifd/{}", number_).c_str());
+      const auto place = owner_.roster_.enter_worker("mig/dst/recv", number_);
       auto result = run();
-      if (!result) owner_.take_failure(number_, std::move(result).error());
+      // What ends a channel after the last barrier is no failure.
+      if (!result && !owner_.barrier_->may_ignore_failure(number_))
+        owner_.failure_.take(number_, std::move(result).error());
     });
   }
   void shut_down() noexcept { channel_->shutdown(); }
@@ -41,7 +49,7 @@ class MultifdReceiver::Worker {
     if (thread_.joinable()) thread_.join();
   }
 
-  Counter bytes;
+  std::uint64_t bytes() const noexcept { return reader_.total_read(); }
   Counter normal_pages;
   Counter zero_pages;
 
@@ -58,13 +66,24 @@ class MultifdReceiver::Worker {
       MD_TRY(const auto header, reader_.header());
       if (!header) return owner_.barrier_->note_end(number_);
       MD_TRY(const MultifdPacket packet, stream::decode_multifd_packet(*header, method_));
+      MD_CHECK(check_number(packet));
       if (packet.has_pages()) {
         MD_CHECK(owner_.barrier_->note_pages(number_));
         MD_CHECK(take_pages(packet));
       }
-      bytes.add(reader_.total_read() - bytes.get());
       if (packet.sync()) MD_CHECK(owner_.barrier_->arrive(number_));
     }
+  }
+
+  // A source that clears its headers (QEMU from 9.0 on; its SYNC says so) counts packets when it builds them, so a
+  // channel's numbers rise. One that comes again was sent twice on the way: a SYNC too many would let the main stream
+  // pass a barrier before the pages that belong in front of it.
+  Result<void> check_number(const MultifdPacket& packet) {
+    counts_ = counts_ || (packet.sync() && packet.room() == 0);
+    if (counts_ && last_number_ && packet.number() <= *last_number_)
+      return wire_error(fmt::format("received packet number {} behind number {}", packet.number(), *last_number_));
+    last_number_ = packet.number();
+    return {};
   }
 
   Result<void> take_pages(const MultifdPacket& packet) {
@@ -140,6 +159,8 @@ class MultifdReceiver::Worker {
   RamMap& map_;
   PageStore& store_;
   MultifdMethod method_ = MultifdMethod::none;
+  bool counts_ = false;
+  std::optional<std::uint64_t> last_number_;
   std::unique_ptr<PageDecoder> decoder_;
   std::unique_ptr<std::byte[]> buffer_;
   Bytes payload_;
@@ -151,14 +172,15 @@ class MultifdReceiver::Worker {
 
 // --- all of them ----------------------------------------------------------------------------------------------------
 
-MultifdReceiver::MultifdReceiver(std::unique_ptr<MultifdBarrier> barrier, StopSource& stop) noexcept
-    : barrier_(std::move(barrier)), stop_(stop) {}
+MultifdReceiver::MultifdReceiver(std::unique_ptr<MultifdBarrier> barrier, StopSource& stop,
+                                 ThreadRoster& roster) noexcept
+    : barrier_(std::move(barrier)), roster_(roster), failure_(stop) {}
 
 Result<std::unique_ptr<MultifdReceiver>> MultifdReceiver::start(
     std::vector<std::unique_ptr<transports::Channel>> channels, MultifdMethod method, RamMap& map, PageStore& store,
-    StopSource& stop) {
+    StopSource& stop, ThreadRoster& roster) {
   MD_TRY(auto barrier, MultifdBarrier::make(channels.size(), stop));
-  std::unique_ptr<MultifdReceiver> receiver(new MultifdReceiver(std::move(barrier), stop));
+  std::unique_ptr<MultifdReceiver> receiver(new MultifdReceiver(std::move(barrier), stop, roster));
   for (std::size_t number = 0; number < channels.size(); ++number) {
     receiver->workers_.push_back(std::make_unique<Worker>(*receiver, number, std::move(channels[number]), map, store));
   }
@@ -172,26 +194,26 @@ MultifdReceiver::~MultifdReceiver() {
   for (const auto& worker : workers_) worker->join();
 }
 
-void MultifdReceiver::take_failure(std::size_t channel, Error error) {
-  if (error.is_cancelled() || barrier_->may_ignore_failure(channel)) return;
-  {
-    const std::lock_guard lock(failure_mutex_);
-    if (!failure_) failure_ = std::move(error).with(fmt::format("multifd channel {}", channel));
-  }
-  stop_.request();
-}
-
-std::optional<Error> MultifdReceiver::failure() const {
-  const std::lock_guard lock(failure_mutex_);
-  return failure_;
-}
-
 Result<void> MultifdReceiver::at_flush() {
   if (mode_ == Mode::per_section)
     return wire_error("a multifd synchronisation point, but this stream synchronises at the end of each section");
   mode_ = Mode::per_flush;
   flushed_ = true;
-  return barrier_->meet();
+  return meet();
+}
+
+// The source wrote every SYNC before the mark (multifd.md 8.2), so they are on their way, behind pages perhaps. While
+// bytes still come it may take as long as it takes.
+Result<void> MultifdReceiver::meet() {
+  std::uint64_t before = bytes_received();
+  for (unsigned quiet = 0; quiet < barrier_looks; ++quiet) {
+    MD_TRY(const bool met, barrier_->meet(barrier_patience_ / barrier_looks));
+    if (met) return {};
+    const std::uint64_t now = bytes_received();
+    if (now != before) quiet = 0;
+    before = now;
+  }
+  return barrier_->nobody_came(barrier_patience_);
 }
 
 void MultifdReceiver::begin_last_section() {
@@ -201,7 +223,7 @@ void MultifdReceiver::begin_last_section() {
 
 Result<void> MultifdReceiver::at_end_of_section() {
   if (mode_ == Mode::unknown) mode_ = Mode::per_section;
-  if (mode_ == Mode::per_section) MD_CHECK(barrier_->meet());
+  if (mode_ == Mode::per_section) MD_CHECK(meet());
   if (!last_section_) {
     flushed_ = false;
     return {};
@@ -213,20 +235,11 @@ Result<void> MultifdReceiver::at_end_of_section() {
 
 std::uint64_t MultifdReceiver::bytes_received() const noexcept {
   std::uint64_t total = 0;
-  for (const auto& worker : workers_) total += worker->bytes.get();
+  for (const auto& worker : workers_) total += worker->bytes();
   return total;
 }
 
-std::uint64_t MultifdReceiver::normal_pages() const noexcept {
-  std::uint64_t total = 0;
-  for (const auto& worker : workers_) total += worker->normal_pages.get();
-  return total;
-}
-
-std::uint64_t MultifdReceiver::zero_pages() const noexcept {
-  std::uint64_t total = 0;
-  for (const auto& worker : workers_) total += worker->zero_pages.get();
-  return total;
-}
+std::uint64_t MultifdReceiver::normal_pages() const noexcept { return total_of(workers_, &Worker::normal_pages); }
+std::uint64_t MultifdReceiver::zero_pages() const noexcept { return total_of(workers_, &Worker::zero_pages); }
 
 }  // namespace migrationd::ram

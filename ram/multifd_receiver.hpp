@@ -10,6 +10,9 @@
 // the START section, and there they can be told apart: a FLUSH record makes the barriers those records, at least one
 // of them in the END section; without one every end of a RAM section is a barrier.
 //
+// A SYNC that does not come though the main stream is at its mark, and no byte on any channel for `barrier_patience`,
+// is a source with another idea of barriers, or one that lost a packet: QEMU waits for ever there (multifd.md 8.3).
+//
 // The first error of a channel is kept, with the channel's number, and raises the migration's stop, so that the mover
 // fails at once wherever it is. After the last section nothing that a channel does matters, but for pages, which would
 // be missing in a machine declared complete. The channels stay open until this object ends: a source of QEMU 7.2 still
@@ -19,26 +22,31 @@
 #pragma once
 
 #include "base/stop.hpp"
+#include "base/thread_roster.hpp"
 #include "protocol/stream/multifd_packet.hpp"
+#include "ram/channel_crew.hpp"
 #include "ram/multifd_barrier.hpp"
 #include "ram/page_store.hpp"
 #include "ram/ram_map.hpp"
 #include "transports/channel.hpp"
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
 namespace migrationd::ram {
+
+// What a retransmission holds up comes within that: after six lost in a row TCP has waited for 12 seconds.
+inline constexpr auto barrier_patience = std::chrono::seconds(30);
 
 class MultifdReceiver {
  public:
   // `channels` by number, their hellos read. The others outlive the receiver; the store may be used by several threads.
   static Result<std::unique_ptr<MultifdReceiver>> start(std::vector<std::unique_ptr<transports::Channel>> channels,
                                                         stream::MultifdMethod method, RamMap& map, PageStore& store,
-                                                        StopSource& stop);
+                                                        StopSource& stop, ThreadRoster& roster);
   // Shuts the channels down and joins.
   ~MultifdReceiver();
 
@@ -50,8 +58,11 @@ class MultifdReceiver {
   // The EOS record of a section.
   Result<void> at_end_of_section();
 
+  // For tests.
+  void be_patient_for(std::chrono::milliseconds limit) noexcept { barrier_patience_ = limit; }
+
   // Why the stop was raised, if a channel did it.
-  std::optional<Error> failure() const;
+  std::optional<Error> failure() const { return failure_.get(); }
   std::uint64_t bytes_received() const noexcept;
   std::uint64_t normal_pages() const noexcept;
   std::uint64_t zero_pages() const noexcept;
@@ -60,19 +71,18 @@ class MultifdReceiver {
   class Worker;
   enum class Mode : std::uint8_t { unknown, per_flush, per_section };
 
-  MultifdReceiver(std::unique_ptr<MultifdBarrier> barrier, StopSource& stop) noexcept;
-  // By a worker, once, at its end.
-  void take_failure(std::size_t channel, Error error);
+  MultifdReceiver(std::unique_ptr<MultifdBarrier> barrier, StopSource& stop, ThreadRoster& roster) noexcept;
+
+  Result<void> meet();
 
   std::unique_ptr<MultifdBarrier> barrier_;
-  StopSource& stop_;
+  ThreadRoster& roster_;
   std::vector<std::unique_ptr<Worker>> workers_;
   Mode mode_ = Mode::unknown;
   bool flushed_ = false;  // in this section
   bool last_section_ = false;
-
-  mutable std::mutex failure_mutex_;  // several threads may fail, the mover asks
-  std::optional<Error> failure_;
+  std::chrono::milliseconds barrier_patience_ = barrier_patience;
+  ChannelFailure failure_;
 };
 
 }  // namespace migrationd::ram

@@ -5,9 +5,9 @@
 #include "ram/counters.hpp"
 #include "ram/page_codec.hpp"
 #include "ram/zero_page.hpp"
+#include "transports/zero_copy_writer.hpp"
 
 #include <fmt/format.h>
-#include <pthread.h>
 
 #include <algorithm>
 #include <array>
@@ -42,11 +42,14 @@ class MultifdSender::Worker {
     if (options.method != stream::MultifdMethod::none) {
       MD_TRY(encoder_, PageEncoder::make(options.method, options.level));
     }
+    if (options.zero_copy) {
+      MD_TRY(zero_copy_, transports::ZeroCopyWriter::make(*channel_, owner_.stop_));
+    }
     MD_TRY(work_, Doorbell::make());
     return start_thread(thread_, "start a multifd channel", [this] {
-      ::pthread_setname_np(::pthread_self(), fmt::format("multifd/{}", number_).c_str());
+      const auto place = owner_.roster_.enter_worker("mig/src/send", number_);
       auto result = run();
-      if (!result) owner_.take_failure(number_, std::move(result).error());
+      if (!result) owner_.failure_.take(number_, std::move(result).error());
     });
   }
 
@@ -74,6 +77,7 @@ class MultifdSender::Worker {
   Counter estimated;  // of the jobs done
   Counter normal_pages;
   Counter zero_pages;
+  Counter missed_zero_copy;
 
  private:
   Result<void> run() {
@@ -94,7 +98,11 @@ class MultifdSender::Worker {
   Result<void> send_sync() {
     stream::encode_multifd_sync(header_, owner_.next_number_.fetch_add(1, std::memory_order_relaxed));
     const iovec piece{header_.data(), header_.size()};
-    return write({&piece, 1});
+    MD_CHECK(write({&piece, 1}));
+    if (!zero_copy_) return {};
+    MD_TRY(const auto outcome, zero_copy_->settle());
+    if (outcome == transports::ZeroCopyWriter::Outcome::copied) missed_zero_copy.add(1);
+    return {};
   }
 
   // The job's pages in the packet's order: those with bytes, then the zero ones.
@@ -160,8 +168,9 @@ class MultifdSender::Worker {
     return {};
   }
 
+  // The first piece is the header.
   Result<void> write(std::span<const iovec> pieces) {
-    MD_CHECK(channel_->write(pieces));
+    MD_CHECK(zero_copy_ ? zero_copy_->write(pieces.first(1), pieces.subspan(1)) : channel_->write(pieces));
     std::size_t total = 0;
     for (const iovec& piece : pieces) total += piece.iov_len;
     bytes.add(total);
@@ -172,6 +181,7 @@ class MultifdSender::Worker {
   const std::size_t number_;
   std::unique_ptr<transports::Channel> channel_;
   std::unique_ptr<PageEncoder> encoder_;
+  std::unique_ptr<transports::ZeroCopyWriter> zero_copy_;  // everything behind the hello goes through it, or nothing
 
   // Jobs [done_, ready_) are the worker's, the other places the mover's.
   std::array<MultifdJob, 2> jobs_;
@@ -193,14 +203,17 @@ class MultifdSender::Worker {
 // --- all of them ----------------------------------------------------------------------------------------------------
 
 MultifdSender::MultifdSender(std::unique_ptr<Doorbell> progress, MultifdSenderOptions options, RamMap& map,
-                             StopSource& stop) noexcept
-    : progress_(std::move(progress)), options_(options), map_(map), stop_(stop) {}
+                             StopSource& stop, ThreadRoster& roster) noexcept
+    : progress_(std::move(progress)), options_(options), map_(map), stop_(stop), roster_(roster), failure_(stop) {}
 
 Result<std::unique_ptr<MultifdSender>> MultifdSender::start(std::vector<std::unique_ptr<transports::Channel>> channels,
                                                             const stream::Uuid& uuid, MultifdSenderOptions options,
-                                                            RamMap& map, StopSource& stop) {
+                                                            RamMap& map, StopSource& stop, ThreadRoster& roster) {
+  // A packet of each channel at least.
+  if (options.zero_copy)
+    MD_CHECK(transports::check_locked_memory(channels.size() * (stream::multifd_packet_data + page_size)));
   MD_TRY(auto progress, Doorbell::make());
-  std::unique_ptr<MultifdSender> sender(new MultifdSender(std::move(progress), options, map, stop));
+  std::unique_ptr<MultifdSender> sender(new MultifdSender(std::move(progress), options, map, stop, roster));
   for (std::size_t number = 0; number < channels.size(); ++number)
     sender->workers_.push_back(std::make_unique<Worker>(*sender, number, std::move(channels[number])));
   for (std::size_t number = 0; number < sender->workers_.size(); ++number) {
@@ -213,20 +226,6 @@ Result<std::unique_ptr<MultifdSender>> MultifdSender::start(std::vector<std::uni
 MultifdSender::~MultifdSender() {
   for (const auto& worker : workers_) worker->quit();
   for (const auto& worker : workers_) worker->join();
-}
-
-void MultifdSender::take_failure(std::size_t channel, Error error) {
-  if (error.is_cancelled()) return;
-  {
-    const std::lock_guard lock(failure_mutex_);
-    if (!failure_) failure_ = std::move(error).with(fmt::format("multifd channel {}", channel));
-  }
-  stop_.request();
-}
-
-std::optional<Error> MultifdSender::failure() const {
-  const std::lock_guard lock(failure_mutex_);
-  return failure_;
 }
 
 // An idle one, in turn; else one that has a place for the next job.
@@ -267,33 +266,15 @@ Result<void> MultifdSender::synchronise() {
   return {};
 }
 
-std::uint64_t MultifdSender::bytes_sent() const noexcept {
-  std::uint64_t total = 0;
-  for (const auto& worker : workers_) total += worker->bytes.get();
-  return total;
-}
-
-std::uint64_t MultifdSender::normal_pages() const noexcept {
-  std::uint64_t total = 0;
-  for (const auto& worker : workers_) total += worker->normal_pages.get();
-  return total;
-}
-
-std::uint64_t MultifdSender::zero_pages() const noexcept {
-  std::uint64_t total = 0;
-  for (const auto& worker : workers_) total += worker->zero_pages.get();
-  return total;
-}
+std::uint64_t MultifdSender::bytes_sent() const noexcept { return total_of(workers_, &Worker::bytes); }
+std::uint64_t MultifdSender::normal_pages() const noexcept { return total_of(workers_, &Worker::normal_pages); }
+std::uint64_t MultifdSender::zero_pages() const noexcept { return total_of(workers_, &Worker::zero_pages); }
+std::uint64_t MultifdSender::missed_zero_copy() const noexcept { return total_of(workers_, &Worker::missed_zero_copy); }
 
 std::uint64_t MultifdSender::bytes_expected() const noexcept {
-  std::uint64_t done = 0;
-  std::uint64_t sent = 0;
-  for (const auto& worker : workers_) {
-    // In this order: a job that ends between the two is counted twice for a moment, and never missed.
-    done += worker->estimated.get();
-    sent += worker->bytes.get();
-  }
-  return sent + (estimated_ - done);
+  // In this order: a job that ends between the two is counted twice for a moment, and never missed.
+  const std::uint64_t done = total_of(workers_, &Worker::estimated);
+  return bytes_sent() + (estimated_ - done);
 }
 
 }  // namespace migrationd::ram

@@ -14,7 +14,7 @@ Result<std::size_t> PacketReader::read_some() {
   rest_.push_back({ahead().data() + have_, stream::multifd_header_bytes - have_});
   auto read = channel_.read(rest_);
   rest_.pop_back();
-  if (read) total_read_ += *read;
+  if (read) total_read_.add(*read);
   return read;
 }
 

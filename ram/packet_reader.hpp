@@ -10,6 +10,7 @@
 #include "base/bytes.hpp"
 #include "base/result.hpp"
 #include "protocol/stream/multifd_packet.hpp"
+#include "ram/counters.hpp"
 #include "transports/channel.hpp"
 
 #include <array>
@@ -29,7 +30,8 @@ class PacketReader {
   // Fills the pieces, in order; fewer than IOV_MAX.
   Result<void> payload(std::span<const iovec> pieces);
 
-  std::uint64_t total_read() const noexcept { return total_read_; }
+  // Any thread.
+  std::uint64_t total_read() const noexcept { return total_read_.get(); }
 
  private:
   using Header = std::array<std::byte, stream::multifd_header_bytes>;
@@ -42,7 +44,7 @@ class PacketReader {
   std::size_t current_ = 0;  // the header shown last; the other is the one ahead
   std::size_t have_ = 0;     // bytes of the header ahead
   std::vector<iovec> rest_;
-  std::uint64_t total_read_ = 0;
+  Counter total_read_;
 };
 
 }  // namespace migrationd::ram

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// PageEncoder, PageDecoder: what multifd-compression does with the pages of a packet (docs/formats/multifd.md).
+// PageEncoder, PageDecoder: what multifd-compression does with the pages of a packet (multifd.md section 6).
 //
 // One stream per channel for the whole migration: each payload continues the one before it and ends in a flush, so
 // that it holds exactly the pages of its packet. Payloads of one channel are therefore decoded in the order in which

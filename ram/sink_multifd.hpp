@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// SinkMultifd: pages over several channels (docs/formats/multifd.md).
+// SinkMultifd: pages over several channels (multifd.md sections 7, 8 and 13).
 //
 // Pages of batches are packed into jobs of a packet's size for the MultifdSender, however small the batches are. Zero
 // pages go where the zero mode says: into packets, or as records into the main stream (the only way that QEMU 7.2

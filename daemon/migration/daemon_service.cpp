@@ -12,8 +12,6 @@
 #include "daemon/migration/run.hpp"
 
 #include <fmt/format.h>
-#include <pthread.h>
-#include <unistd.h>
 
 #include <utility>
 
@@ -97,6 +95,7 @@ void DaemonService::take_pass(std::uint64_t pass) {
 void DaemonService::start_status(Direction direction) {
   direction_ = direction;
   progress_ = std::make_shared<Progress>();
+  progress_->threads.give_cpus(options_.worker_cpus);
   started_ = Clock::now();
   error_text_.reset();
   listening_.clear();
@@ -236,9 +235,10 @@ void DaemonService::finish_incoming(Run& run) {
 
 Result<void> DaemonService::start_mover(void (*work)(Run&)) {
   auto started = start_thread(run_->thread, "start the mover", [this, run = run_.get(), work] {
-    ::pthread_setname_np(::pthread_self(), "mover");
-    run->thread_id = ::gettid();
-    work(*run);
+    {
+      const auto place = run->progress->threads.enter(run->source ? "mig/src/main" : "mig/dst/main");
+      work(*run);
+    }
     post_([this, id = run->id] { finish_run(id); });
   });
   if (!started) {

@@ -30,10 +30,11 @@ namespace migrationd::migration {
 using Post = std::function<void(std::function<void()>)>;
 
 struct ServiceOptions {
-  bool start_paused = false;         // --paused
-  bool allow_exec = true;            // --allow-exec
-  std::optional<stream::Uuid> uuid;  // --uuid
-  std::vector<int> inherited_fds;    // descriptors `fd:NUMBER` may name
+  bool start_paused = false;          // --paused
+  bool allow_exec = true;             // --allow-exec
+  std::optional<stream::Uuid> uuid;   // --uuid
+  std::vector<int> inherited_fds;     // descriptors `fd:NUMBER` may name
+  std::vector<unsigned> worker_cpus;  // --worker-cpus
   // Called on control when an incoming migration failed whose exit-on-error was true.
   std::function<void()> exit_on_error;
   // Called on control when the status changed; for the service manager's status line.

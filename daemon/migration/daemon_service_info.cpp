@@ -67,6 +67,7 @@ qmp::MigrationRamStats DaemonService::ram_stats() const {
   qmp::MigrationRamStats stats;
   stats.transferred = from.transferred;
   stats.multifd_bytes = from.multifd_bytes;
+  stats.dirty_sync_missed_zero_copy = from.missed_zero_copy;
   stats.remaining = completed ? 0 : from.remaining.load();
   stats.total = from.ram_total;
   stats.duplicate = from.zero_pages;
@@ -132,9 +133,9 @@ qmp::MigrationInfo DaemonService::info() const {
 
 std::vector<MigrationService::Thread> DaemonService::threads() const {
   std::vector<Thread> threads;
-  if (run_ && run_->thread_id != 0) {
-    threads.push_back({run_->source ? "migration/src/main" : "migration/dst/main", run_->thread_id.load()});
-  }
+  // As QEMU: the source's only.
+  if (direction_ != Direction::outgoing) return threads;
+  for (const ThreadRoster::Entry& entry : progress_->threads.list()) threads.push_back({entry.name, entry.id});
   return threads;
 }
 

@@ -219,8 +219,8 @@ Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header
 
 // What they have sent so far waits in their sockets: nothing can be taken before the block list is known.
 Result<void> MigrationDestination::start_channels() {
-  MD_TRY(multifd_,
-         ram::MultifdReceiver::start(std::move(channels_), plan_.multifd->method, machine_->ram(), *store_, stop_));
+  MD_TRY(multifd_, ram::MultifdReceiver::start(std::move(channels_), plan_.multifd->method, machine_->ram(), *store_,
+                                               stop_, progress_.threads));
   ram_reader_->meet_channels(*multifd_);
   return {};
 }

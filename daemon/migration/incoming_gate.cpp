@@ -6,6 +6,7 @@
 #include "base/log.hpp"
 #include "protocol/stream/header.hpp"
 #include "protocol/stream/multifd_packet.hpp"
+#include "protocol/stream/return_path.hpp"
 
 #include <fmt/format.h>
 #include <poll.h>
@@ -98,6 +99,16 @@ class Door {
       }
       MD_CHECK(check_patience());
     }
+  }
+
+  // A source whose pages are still on their way may have written its last byte already: without a word it would keep
+  // its guest stopped, for a machine that nobody has. One that wants no answer does not read this.
+  void say_no() noexcept {
+    if (!source_.main) return;
+    ByteWriter out;
+    stream::encode_return_message(out, stream::reply::Shut{1});
+    [[maybe_unused]] const auto sent =
+        ::send(source_.main->readable_fd(), out.view().data(), out.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
   }
 
  private:
@@ -258,7 +269,10 @@ class Door {
 
 Result<IncomingChannels> accept_source(transports::Listener& listener, StopSource& stop,
                                        const ExpectedSource& expected) {
-  return Door(listener, stop, expected).wait_for_source();
+  Door door(listener, stop, expected);
+  auto source = door.wait_for_source();
+  if (!source) door.say_no();
+  return source;
 }
 
 }  // namespace migrationd::migration

@@ -9,7 +9,7 @@
 // A silent candidate does not keep the source waiting: all are polled together.
 //
 // With multifd the source is several connections, in any order: the main stream, known by that header, and N channels,
-// known by their hello (docs/formats/multifd.md). All must come: the channels within `channels_wait` of the main
+// known by their hello (multifd.md 2.2 and 3). All must come: the channels within `channels_wait` of the main
 // stream, or the migration fails. Channels without a main stream are dropped after the same time; a source that is
 // still connecting then has failed, and another may come. A hello that is a hello but not one of ours (wrong UUID,
 // number out of range or there already) fails the migration at once: that source would lose memory.

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "base/result.hpp"
+#include "base/thread_roster.hpp"
 #include "protocol/qmp/migration_info.hpp"
 #include "ram/counters.hpp"
 
@@ -37,14 +38,16 @@ inline std::uint64_t milliseconds_since(Clock::time_point start) {
 }
 
 struct Progress {
+  ThreadRoster threads;
   ram::XbzrleCounters xbzrle;
-  std::atomic<std::uint64_t> ram_total{0};      // bytes
-  std::atomic<std::uint64_t> transferred{0};    // bytes on the wire, all channels
-  std::atomic<std::uint64_t> multifd_bytes{0};  // those of them on multifd channels
-  std::atomic<std::uint64_t> remaining{0};      // bytes still dirty
-  std::atomic<std::uint64_t> normal_pages{0};   // pages
-  std::atomic<std::uint64_t> zero_pages{0};     // pages
-  std::atomic<std::uint64_t> precopy_bytes{0};  // bytes of RAM sent while the guest ran
+  std::atomic<std::uint64_t> ram_total{0};         // bytes
+  std::atomic<std::uint64_t> transferred{0};       // bytes on the wire, all channels
+  std::atomic<std::uint64_t> multifd_bytes{0};     // those of them on multifd channels
+  std::atomic<std::uint64_t> missed_zero_copy{0};  // barriers of a channel
+  std::atomic<std::uint64_t> remaining{0};         // bytes still dirty
+  std::atomic<std::uint64_t> normal_pages{0};      // pages
+  std::atomic<std::uint64_t> zero_pages{0};        // pages
+  std::atomic<std::uint64_t> precopy_bytes{0};     // bytes of RAM sent while the guest ran
   std::atomic<std::uint64_t> downtime_bytes{0};
   std::atomic<std::uint64_t> passes{0};            // dirty-bitmap synchronisations
   std::atomic<std::uint64_t> dirty_pages_rate{0};  // pages/s

@@ -3,7 +3,7 @@
 // What a multifd destination expects, guessed from the machine's type: pure.
 //
 // Two things are agreed on nowhere in the stream; QEMU derives them from the machine type on each side, and where the
-// sides differ memory is lost without a word (docs/formats/multifd.md):
+// sides differ memory is lost without a word (multifd.md 7 and 8):
 //   * which places of the main stream are barriers: up to 8.0 every end of a RAM section, from 8.1 on FLUSH records;
 //   * whether zero pages may be listed in packets: from 9.0 on; QEMU 7.2 does not read that field.
 // So the machine type decides here too. A type whose age cannot be read (no "-MAJOR.MINOR" at its end) is sent what at

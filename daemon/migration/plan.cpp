@@ -79,6 +79,7 @@ std::optional<MultifdPlan> multifd_plan(const Capabilities& capabilities, const 
   MultifdPlan plan;
   plan.channels = parameters.multifd_channels;
   plan.zero_pages = parameters.zero_page_detection;
+  plan.zero_copy = capabilities.has(Capability::zero_copy_send);
   switch (parameters.multifd_compression) {
     case qmp::MultifdCompression::none:
       break;

@@ -33,6 +33,7 @@ struct MultifdPlan {
   stream::MultifdMethod method = stream::MultifdMethod::none;
   int level = 1;                                                        // of the method; the source's
   qmp::ZeroPageDetection zero_pages = qmp::ZeroPageDetection::multifd;  // the source's
+  bool zero_copy = false;                                               // the source's
 };
 
 struct SourcePlan {

@@ -36,7 +36,7 @@ ReturnPathReader::~ReturnPathReader() {
 }
 
 void ReturnPathReader::run() {
-  ::pthread_setname_np(::pthread_self(), "return-path");
+  ::pthread_setname_np(::pthread_self(), "mig/src/return");
   auto answer = read_messages();
   if (answer) {
     finish(*answer, *answer == PeerAnswer::premature

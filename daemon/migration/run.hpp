@@ -7,7 +7,6 @@
 
 #include "daemon/migration/daemon_service.hpp"
 
-#include <atomic>
 #include <thread>
 
 namespace migrationd::migration {
@@ -54,7 +53,6 @@ struct DaemonService::Run {
   // Written by the mover before its last message.
   std::optional<SourceOutcome> source_outcome;
   std::optional<DestinationOutcome> destination_outcome;
-  std::atomic<int> thread_id{0};
   std::thread thread;
 };
 

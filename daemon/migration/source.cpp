@@ -112,9 +112,16 @@ Result<void> MigrationSource::connect_channels() {
   ram::MultifdSenderOptions options{plan.method, plan.level};
   options.zero_pages_in_packets =
       multifd_rules(machine.machine_name, plan.zero_pages).zeros == ram::MultifdZeros::in_packets;
-  MD_TRY(multifd_,
-         ram::MultifdSender::start(std::move(channels), uuid.value_or(stream::Uuid{}), options, machine_.ram(), stop_));
+  options.zero_copy = plan.zero_copy;
+  MD_TRY(multifd_, ram::MultifdSender::start(std::move(channels), uuid.value_or(stream::Uuid{}), options,
+                                             machine_.ram(), stop_, progress_.threads));
   return {};
+}
+
+void MigrationSource::publish_channels() noexcept {
+  if (!multifd_) return;
+  progress_.multifd_bytes = multifd_->bytes_sent();
+  progress_.missed_zero_copy = multifd_->missed_zero_copy();
 }
 
 Result<void> MigrationSource::open_stream() {
@@ -179,7 +186,7 @@ Result<void> MigrationSource::iterate() {
     if (stop_.requested()) return cancelled_error();
     if (return_path_ && return_path_->answer() != PeerAnswer::none) return return_path_->why();
     MD_TRY(const bool time_to_look, sender_->send_part());
-    if (multifd_) progress_.multifd_bytes = multifd_->bytes_sent();
+    publish_channels();
     if (!time_to_look) continue;
     MD_TRY(const bool may_stop, sender_->synchronise());
     if (!may_stop) continue;
@@ -279,7 +286,10 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
   }
   progress_.total_ms = static_cast<std::int64_t>(milliseconds_since(started_));
   progress_.transferred = sender_ ? sender_->total_sent() : writer_ ? writer_->total_written() : 0;
-  if (multifd_) progress_.multifd_bytes = multifd_->bytes_sent();
+  publish_channels();
+  if (progress_.missed_zero_copy != 0)
+    log::info("zero-copy-send: the kernel copied all the same between {} synchronisations of channels",
+              progress_.missed_zero_copy.load());
 
   // Protection and throttle are lifted before the guest can run again.
   sender_.reset();

@@ -71,6 +71,7 @@ class MigrationSource {
   Result<void> run_phases();
   Result<void> connect();
   Result<void> connect_channels();
+  void publish_channels() noexcept;
   Result<void> open_stream();
   Result<void> set_up_memory();
   Result<std::unique_ptr<ram::PageSink>> make_sink(ram::SendCounters& counters);

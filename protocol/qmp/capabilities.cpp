@@ -32,7 +32,7 @@ constexpr std::array<CapabilityRow, capability_count> table{{
     {C::x_ignore_shared, false, "leave shared memory out of the stream"},
     {C::validate_uuid, true, "source and destination must have the same UUID"},
     {C::background_snapshot, false, "save while the guest runs, as of the start"},
-    {C::zero_copy_send, false, "send without copying into the kernel"},
+    {C::zero_copy_send, true, "send without copying into the kernel"},
     {C::postcopy_preempt, false, "urgent pages on a connection of their own"},
     {C::switchover_ack, true, "the destination agrees before the source stops"},
     {C::dirty_limit, false, "limit the dirtying per vCPU (KVM's dirty ring)"},

@@ -105,6 +105,7 @@ Result<MultifdPacket> decode_multifd_packet(ByteView header, MultifdMethod metho
 
   MultifdPacket packet;
   packet.sync_ = (flags & multifd_flag::sync) != 0;
+  packet.room_ = counts.room;
   packet.number_ = load_be<std::uint64_t>(header.data() + number_at);
   packet.normal_ = counts.normal;
   packet.zero_ = counts.zero;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What travels on the extra channels of a migration (docs/formats/multifd.md): one hello per channel, then packets.
+// What travels on the extra channels of a migration (multifd.md 3, 4): one hello per channel, then packets.
 //
 //   hello   = u32 magic  u32 version  16 bytes uuid  u8 channel  39 reserved                          64 bytes
 //   packet  = header payload
@@ -67,6 +67,8 @@ class MultifdPacket {
   std::size_t normal() const noexcept { return normal_; }
   std::size_t zero() const noexcept { return zero_; }
   bool has_pages() const noexcept { return normal_ + zero_ > 0; }
+  // 0 in SYNC packets of QEMU 9.0 and newer; older ones always say 128.
+  std::size_t room() const noexcept { return room_; }
   // Bytes that follow the header: exactly normal() pages with method none.
   std::size_t payload_bytes() const noexcept { return payload_; }
   std::uint64_t number() const noexcept { return number_; }
@@ -80,6 +82,7 @@ class MultifdPacket {
   bool sync_ = false;
   std::size_t normal_ = 0;
   std::size_t zero_ = 0;
+  std::size_t room_ = 0;
   std::size_t payload_ = 0;
   std::uint64_t number_ = 0;
   std::string_view block_;

@@ -12,7 +12,7 @@ import sys
 import tree
 
 CONTRACTS = ["transports/channel.hpp", "transports/positional_file.hpp", "transports/seekable_channel.hpp",
-             "transports/buffered.hpp",
+             "transports/buffered.hpp", "transports/zero_copy_writer.hpp",
              "transports/rdma_link.hpp"]
 RAM = ["base", "protocol/stream", *CONTRACTS]
 # What migrationctl reads and writes files with: no sockets, no guest memory.

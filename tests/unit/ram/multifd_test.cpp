@@ -11,6 +11,7 @@
 #include "tests/unit/sampled.hpp"
 #include "transports/descriptor_channel.hpp"
 
+#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -75,6 +76,25 @@ std::pair<ChannelPtr, ChannelPtr> connected(StopSource& left, StopSource& right)
   return {channel(fds[0], left), channel(fds[1], right)};
 }
 
+std::pair<ChannelPtr, ChannelPtr> connected_by_tcp(StopSource& stop) {
+  const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  auto* const plain = static_cast<sockaddr*>(static_cast<void*>(&address));
+  REQUIRE((::bind(listener.get(), plain, size) == 0 && ::listen(listener.get(), 1) == 0));
+  REQUIRE(::getsockname(listener.get(), plain, &size) == 0);
+  UniqueFd near(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  REQUIRE(::connect(near.get(), plain, size) == 0);
+  const auto channel = [&stop](UniqueFd fd) {
+    return std::make_unique<transports::DescriptorChannel>(std::move(fd), transports::DescriptorKind::socket, stop,
+                                                           "test");
+  };
+  UniqueFd far(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  return {channel(std::move(near)), channel(std::move(far))};
+}
+
 // Catch2's assertions belong to the main thread: what other threads see is kept and looked at there.
 bool read_hello(transports::Channel& channel, unsigned number) {
   std::array<std::byte, stream::multifd_hello_bytes> bytes{};
@@ -90,6 +110,7 @@ bool read_hello(transports::Channel& channel, unsigned number) {
 
 // A destination whose main stream and channels the test writes itself.
 struct Receiving {
+  ThreadRoster roster;
   RamMap map = two_blocks();
   std::unique_ptr<StopSource> stop = StopSource::make().value();
   std::unique_ptr<StopSource> far_stop = StopSource::make().value();
@@ -108,7 +129,7 @@ struct Receiving {
     far.resize(channels);
     for (std::size_t i = 0; i < channels; ++i) std::tie(far[i], near[i]) = connected(*far_stop, *stop);
     reader = std::make_unique<transports::BufferedReader>(*main);
-    auto started = MultifdReceiver::start(std::move(near), method, map, *store, *stop);
+    auto started = MultifdReceiver::start(std::move(near), method, map, *store, *stop, roster);
     REQUIRE(started.has_value());
     multifd = std::move(*started);
     bodies = std::make_unique<RamSectionReader>(*reader, map, *store, counters);
@@ -137,16 +158,23 @@ struct Receiving {
   }
 };
 
+// As a source counts them, over all channels.
+std::uint64_t next_number() {
+  static std::uint64_t last = 0;
+  return ++last;
+}
+
 Bytes sync_packet() {
   Bytes out(stream::multifd_header_bytes);
-  stream::encode_multifd_sync(std::span<std::byte, stream::multifd_header_bytes>(out), 0);
+  stream::encode_multifd_sync(std::span<std::byte, stream::multifd_header_bytes>(out), next_number());
   return out;
 }
 
 Bytes page_packet(std::string_view block, std::vector<std::uint64_t> offsets, unsigned value) {
   Bytes out(stream::multifd_header_bytes);
-  stream::encode_multifd_pages(std::span<std::byte, stream::multifd_header_bytes>(out),
-                               {MultifdMethod::none, block, offsets.size(), offsets, offsets.size() * page_size, 0});
+  stream::encode_multifd_pages(
+      std::span<std::byte, stream::multifd_header_bytes>(out),
+      {MultifdMethod::none, block, offsets.size(), offsets, offsets.size() * page_size, next_number()});
   out.resize(out.size() + offsets.size() * page_size, static_cast<std::byte>(value));
   return out;
 }
@@ -181,7 +209,9 @@ TEST_CASE("Multifd.memory_arrives_whole_over_any_number_of_channels") {
 
   transports::BufferedWriter writer(*main_out);
   SendCounters sent;
-  auto sender = MultifdSender::start(std::move(out), {}, {method, 1, zeros == MultifdZeros::in_packets}, from, *stop);
+  ThreadRoster roster;
+  auto sender =
+      MultifdSender::start(std::move(out), {}, {method, 1, zeros == MultifdZeros::in_packets}, from, *stop, roster);
   REQUIRE(sender.has_value());
   SinkMultifd sink(from, std::make_unique<SinkStream>(from, writer, *stop, sent, SinkStream::Options{}), writer,
                    **sender, *stop, sent, {zeros, false, per_section});
@@ -193,7 +223,7 @@ TEST_CASE("Multifd.memory_arrives_whole_over_any_number_of_channels") {
     for (std::size_t i = 0; i < channels; ++i)
       if (!read_hello(*in[i], static_cast<unsigned>(i))) trouble = "a wrong hello";
     transports::BufferedReader reader(*main_channel);
-    auto receiver = MultifdReceiver::start(std::move(in), method, to.map, *to.store, *to.stop);
+    auto receiver = MultifdReceiver::start(std::move(in), method, to.map, *to.store, *to.stop, to.roster);
     RamSectionReader bodies(reader, to.map, *to.store, to.counters);
     bodies.meet_channels(**receiver);
     for (const bool last : {false, false, false, true}) {
@@ -241,10 +271,12 @@ TEST_CASE("Multifd.holes_are_not_looked_at_and_stay_holes") {
   std::vector<ChannelPtr> out(1);
   std::vector<ChannelPtr> in(1);
   std::tie(out[0], in[0]) = connected(*stop, *stop);
-  auto sender = MultifdSender::start(std::move(out), {}, {MultifdMethod::none, 1, zeros_in_packets}, from, *stop);
+  ThreadRoster roster;
+  auto sender =
+      MultifdSender::start(std::move(out), {}, {MultifdMethod::none, 1, zeros_in_packets}, from, *stop, roster);
   REQUIRE(sender.has_value());
   REQUIRE(read_hello(*in[0], 0));
-  auto receiver = MultifdReceiver::start(std::move(in), MultifdMethod::none, to, *store, *stop);
+  auto receiver = MultifdReceiver::start(std::move(in), MultifdMethod::none, to, *store, *stop, roster);
   REQUIRE(receiver.has_value());
   MultifdJob job;
   job.data = {77 * page_size};
@@ -281,6 +313,51 @@ TEST_CASE("Multifd.a_barrier_holds_both_sides") {
   for (int i = 0; i < 2000 && to.multifd->normal_pages() < 2; ++i) std::this_thread::sleep_for(1ms);
   to.multifd.reset();
   CHECK(to.map.at(0).engine()[0] == std::byte{2});
+}
+
+TEST_CASE("Multifd.a_packet_that_comes_twice_is_noticed_where_the_source_counts") {
+  Receiving to(1);
+  const Bytes page = page_packet("pc.ram", {0}, 1);
+  Bytes sync = sync_packet();
+  SECTION("a newer source") {
+    to.say(0, sync);
+    to.say_main({flush, eos});
+    CHECK(bool(to.bodies->read_body()));
+    to.say(0, page);
+    CHECK(to.failure().find("received packet number ") != std::string::npos);
+  }
+  SECTION("7.2 repeats its numbers") {
+    store_be(sync.data() + 12, std::uint32_t{stream::multifd_packet_pages});
+    for (const Bytes& bytes : {sync, page, page}) to.say(0, bytes);
+    to.say_main({flush, eos});
+    CHECK(bool(to.bodies->read_body()));
+    for (int i = 0; i < 2000 && to.multifd->normal_pages() < 2; ++i) std::this_thread::sleep_for(1ms);
+    CHECK(to.multifd->normal_pages() == 2);
+  }
+}
+
+TEST_CASE("Multifd.a_synchronisation_that_never_comes_ends_the_wait_when_nothing_else_comes_either") {
+  Receiving to(2);
+  to.multifd->be_patient_for(300ms);
+  to.say(0, sync_packet());
+  to.say_main({flush});
+  bool read = true;
+  std::string text;
+  const auto begun = std::chrono::steady_clock::now();
+  std::thread mover([&] {
+    const auto outcome = to.bodies->read_body();
+    read = bool(outcome);
+    if (!outcome) text = outcome.error().text();
+  });
+  // While there is something on the awaited channel it waits.
+  for (int i = 0; i < 8; ++i) {
+    to.say(1, page_packet("pc.ram", {0}, 1));
+    std::this_thread::sleep_for(100ms);
+  }
+  mover.join();
+  CHECK_FALSE(read);
+  CHECK(text.find("multifd channel 1: no synchronisation point within 300 ms") != std::string::npos);
+  CHECK(std::chrono::steady_clock::now() - begun > 800ms);
 }
 
 TEST_CASE("Multifd.a_stream_without_flush_synchronises_at_each_end_of_a_section") {
@@ -400,7 +477,8 @@ TEST_CASE("Multifd.a_broken_channel_of_the_source_raises_the_stop_with_its_cause
   std::vector<ChannelPtr> out(2);
   std::vector<ChannelPtr> in(2);
   for (std::size_t i = 0; i < 2; ++i) std::tie(out[i], in[i]) = connected(*stop, *far_stop);
-  auto sender = MultifdSender::start(std::move(out), {}, {}, from, *stop);
+  ThreadRoster roster;
+  auto sender = MultifdSender::start(std::move(out), {}, {}, from, *stop, roster);
   REQUIRE(sender.has_value());
   in[1].reset();
   Result<void> result;
@@ -429,7 +507,8 @@ TEST_CASE("Multifd.the_stop_ends_every_wait") {
   auto [out, in] = connected(*stop, *far_stop);
   std::vector<ChannelPtr> channels;
   channels.push_back(std::move(out));
-  auto sender = MultifdSender::start(std::move(channels), {}, {}, from, *stop);
+  ThreadRoster roster;
+  auto sender = MultifdSender::start(std::move(channels), {}, {}, from, *stop, roster);
   REQUIRE(sender.has_value());
   Result<void> result;
   std::thread source([&] {
@@ -448,4 +527,61 @@ TEST_CASE("Multifd.the_stop_ends_every_wait") {
   CHECK(result.error().is_cancelled());
   CHECK_FALSE((*sender)->failure());
   CHECK_FALSE(to.multifd->failure());
+}
+
+TEST_CASE("Multifd.without_a_copy_into_the_kernel_all_arrives_and_each_barrier_waits_for_it") {
+  RamMap from = two_blocks();
+  RamMap to = two_blocks();
+  const auto stop = StopSource::make().value();
+  auto store = StorePlain::make(to).value();
+  std::vector<ChannelPtr> out(1);
+  std::vector<ChannelPtr> in(1);
+  std::tie(out[0], in[0]) = connected_by_tcp(*stop);
+  ThreadRoster roster;
+  MultifdSenderOptions options;
+  options.zero_copy = true;
+  auto sender = MultifdSender::start(std::move(out), {}, options, from, *stop, roster);
+  REQUIRE(sender.has_value());
+  REQUIRE(read_hello(*in[0], 0));
+  auto receiver = MultifdReceiver::start(std::move(in), MultifdMethod::none, to, *store, *stop, roster);
+  REQUIRE(receiver.has_value());
+  REQUIRE(bool((*sender)->synchronise()));
+  REQUIRE(bool((*receiver)->at_flush()));
+  CHECK((*sender)->missed_zero_copy() == 0);  // nothing was to be saved
+  for (unsigned round = 1; round < 4; ++round) {
+    for (std::size_t first = 0; first + 100 < pages; first += 100) {
+      MultifdJob job;
+      for (std::size_t page = first; page < first + 100; page += 1 + round % 2) {
+        write_page(from, 0, page, page % 7 == 0 ? 0 : round);
+        job.data.push_back(page * page_size);
+      }
+      REQUIRE(bool((*sender)->hand_over(job)));
+    }
+    REQUIRE(bool((*sender)->synchronise()));
+    REQUIRE(bool((*receiver)->at_flush()));
+    CHECK(equal(from, to));
+    // Loopback's kernel copies and says so.
+    CHECK((*sender)->missed_zero_copy() == round);
+  }
+}
+
+TEST_CASE("Multifd.threads_are_listed_under_qemus_names") {
+  RamMap map = two_blocks();
+  const auto stop = StopSource::make().value();
+  std::vector<ChannelPtr> out(3);
+  std::vector<ChannelPtr> in(3);
+  for (std::size_t i = 0; i < 3; ++i) std::tie(out[i], in[i]) = connected(*stop, *stop);
+  ThreadRoster roster;
+  auto sender = MultifdSender::start(std::move(out), {}, {}, map, *stop, roster);
+  REQUIRE(sender.has_value());
+  std::vector<std::string> names;
+  for (int i = 0; i < 2000 && names.size() < 3; ++i) {
+    std::this_thread::sleep_for(1ms);
+    names.clear();
+    for (const auto& entry : roster.list()) names.push_back(entry.name);
+  }
+  std::sort(names.begin(), names.end());
+  CHECK(names == std::vector<std::string>{"mig/src/send_0", "mig/src/send_1", "mig/src/send_2"});
+  sender->reset();
+  CHECK(roster.list().empty());
 }
