@@ -48,19 +48,22 @@ def event_name(message: dict) -> str:
 class Replay:
     """One transcript against one daemon.
 
-    `uri`: replaces the address of migrate-incoming. `descriptor`: called when a request passes a descriptor; returns the
-    one to pass. `on_reply`: told of every command answered.
+    `uri`: replaces the address of migrate-incoming, and of a migrate that names an address and no descriptor.
+    `descriptor`: called when a request passes a descriptor; returns the one to pass. `before`: called before a command is
+    sent. `on_reply`: told of every command answered.
     """
 
     def __init__(self, host: Host, name: str, uri: str | None = None,
                  descriptor: Callable[[], int] | None = None,
-                 on_reply: Callable[[str], None] = lambda command: None):
+                 on_reply: Callable[[str], None] = lambda command: None,
+                 before: Callable[[str], None] = lambda command: None):
         self.host = host
         self.name = name
         self.lines = load(name)
         self.uri = uri
         self.descriptor = descriptor
         self.on_reply = on_reply
+        self.before = before
         self.events: list[str] = []         # received, passes left out
         self.passes: list[int] = []
         self.taken = 0                      # of events
@@ -97,7 +100,8 @@ class Replay:
         request = json.loads(json.dumps(line["msg"]))
         command = request["execute"]
         arguments = request.get("arguments", {})
-        if command == "migrate-incoming" and self.uri:
+        self.before(command)
+        if self.uri and (command == "migrate-incoming" or (command == "migrate" and arguments["uri"].startswith("tcp:"))):
             arguments["uri"] = self.uri
         if command == "migrate":
             self.started_migration = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import threading
 from pathlib import Path
@@ -29,11 +30,12 @@ def _source(kind: str, folder: Path, name: str = "source") -> Host:
     return host
 
 
-def _destination(kind: str, folder: Path, name: str = "target", fds: tuple[int, ...] = ()) -> Host:
+def _destination(kind: str, folder: Path, name: str = "target", fds: tuple[int, ...] = (),
+                 options: list[str] | None = None) -> Host:
     if kind == "migrationd":
         return Migrationd(folder, name, machine=SYNTHETIC, incoming=["defer"], paused=True, pass_fds=fds)
     return Qemu(folder, name, "10.0", memory_mib=64, guest=BUSY, incoming=True, paused=True, pass_fds=fds,
-                own_firmware=True)
+                own_firmware=True, options=options)
 
 
 def _free_port() -> int:
@@ -50,6 +52,7 @@ class Listening:
         self.path = folder / "migration"
         self.port = _free_port()
         self.uri = f"tcp:[::]:{self.port}" if transport == "tcp" else f"unix:{self.path}"
+        self.target = f"tcp:[::1]:{self.port}"      # for a source that connects itself
         self.transport = transport
         self.sockets: list[socket.socket] = []
 
@@ -64,6 +67,10 @@ class Listening:
         connection.setblocking(True)
         self.sockets.append(connection)
         return connection.fileno()
+
+    def wait(self, command: str) -> None:
+        if command == "migrate":
+            assert self.ready.wait(30), "the destination never answered migrate-incoming"
 
     def close(self) -> None:
         for connection in self.sockets:
@@ -81,7 +88,8 @@ def _both(folder: Path, transcript: str, transport: str, source_kind: str, desti
     listening = Listening(folder, transport)
     failure: list[BaseException] = []
     with _source(source_kind, folder) as source, _destination(destination_kind, folder) as destination:
-        near = Replay(source, f"{transcript}-source", descriptor=listening.connected, on_reply=listening.replied)
+        near = Replay(source, f"{transcript}-source", uri=listening.target, descriptor=listening.connected,
+                      on_reply=listening.replied, before=listening.wait)
         far = Replay(destination, f"{transcript}-destination", uri=listening.uri, on_reply=listening.replied)
 
         def play_far() -> None:
@@ -162,6 +170,61 @@ def _save_and_restore(folder: Path, kind: str, gzip: bool) -> None:
     _restore(folder, kind, "restore-gzip-paused" if gzip else "restore-raw", saved, running=not gzip)
 
 
+# --- sparse images ---------------------------------------------------------------------------------------------------
+
+STREAM = 0x1069f        # where the recorded offset lies
+
+
+def _header(magic: bytes) -> bytes:
+    xml = b"<domain type='qemu'><name>any</name></domain>\0"
+    return (magic + struct.pack("<5I", 2, STREAM - 92, 1, 6, 0)).ljust(92, b"\0") + xml.ljust(STREAM - 92, b"\0")
+
+
+def _save_sparse(folder: Path, host: Host, transcript: str) -> Path:
+    """Plays virsh save --image-format sparse: libvirt writes its header, QEMU everything behind it."""
+    path = folder / "saved"
+    path.write_bytes(_header(b"LibvirtQemudPart"))
+    flags = iter((os.O_WRONLY, os.O_WRONLY | os.O_DIRECT))
+    opened: list[int] = []
+
+    def descriptor() -> int:
+        opened.append(os.open(path, next(flags)))
+        os.lseek(opened[-1], STREAM, os.SEEK_SET)
+        return opened[-1]
+
+    def replied(command: str) -> None:
+        if command == "add-fd":
+            os.close(opened.pop())
+
+    Replay(host, transcript, descriptor=descriptor, on_reply=replied).run()
+    with open(path, "r+b") as file:
+        file.write(b"LibvirtQemudSave")
+    return path
+
+
+def _sparse(folder: Path, kind: str, story: str) -> None:
+    with _source(kind, folder) as host:
+        saved = _save_sparse(folder, host, f"save-{story}")
+    modes = [os.O_RDONLY, os.O_RDONLY | os.O_DIRECT] if "bypass-cache" in story else [os.O_RDONLY]
+    fds = tuple(os.open(saved, mode) for mode in modes)
+    # Libvirt gives the set on QEMU's command line; to a migrationd another client passes it.
+    options = [word for fd in fds for word in ("-add-fd", f"fd={fd},set=0,opaque=libvirt")]
+    with _destination(kind, folder, fds=fds, options=options) as host:
+        for fd in fds:
+            if kind == "migrationd":
+                host.qmp.execute("add-fd", {"fdset-id": 0, "opaque": "libvirt"}, fds=[fd])
+            os.close(fd)
+        Replay(host, f"restore-{story}").run()
+        assert host.run_state() == "running", host.run_state()
+        if isinstance(host, Migrationd):
+            host.verify_machine()
+    if kind == "migrationd":    # the same image by its name: its header says all that is needed
+        with _destination(kind, folder, "by-name") as host:
+            host.incoming(f"file:{saved}")
+            host.wait_status("completed")
+            host.verify_machine()
+
+
 def _suspend_resume(folder: Path, kind: str) -> None:
     with _source(kind, folder) as host:
         Replay(host, "suspend-resume").run()
@@ -216,6 +279,7 @@ STORIES: list[tuple[str, Callable[..., None], tuple]] = [
     ("migrate-live-tcp", _both, ("migrate-live-tcp", "tcp")),
     ("migrate-live-unix", _both, ("migrate-live-unix", "unix")),
     ("migrate-abort", _both, ("migrate-abort", "tcp")),
+    ("migrate-parallel", _both, ("migrate-parallel", "tcp")),
 ]
 for _name, _story, _arguments in STORIES:
     cases.add(f"libvirt/{_name}", lambda folder, story=_story, arguments=_arguments:
@@ -224,6 +288,10 @@ for _name, _story, _arguments in STORIES:
               story(folder, *arguments, "qemu", "qemu"), daemon=False)
 for _name, _story, _extra in (("save-and-restore-raw", _save_and_restore, (False,)),
                               ("save-gzip-paused-and-restore", _save_and_restore, (True,)),
+                              ("save-and-restore-sparse", _sparse, ("sparse",)),
+                              ("save-and-restore-sparse-parallel", _sparse, ("sparse-parallel",)),
+                              ("save-and-restore-sparse-parallel-bypass-cache", _sparse,
+                               ("sparse-parallel-bypass-cache",)),
                               ("suspend-resume", _suspend_resume, ()), ("domain-start", _domain_start, ()),
                               ("parameters-are-accepted-back", _parameters_accepted_back, ())):
     cases.add(f"libvirt/{_name}", lambda folder, story=_story, extra=_extra: story(folder, "migrationd", *extra),

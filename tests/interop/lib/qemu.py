@@ -22,7 +22,7 @@ class Qemu(Host):
                  incoming: bool = False, paused: bool = False, machine: str = MACHINE, memfd: bool = False,
                  namespace: str | None = None, pass_fds: tuple[int, ...] = (),
                  limits: dict[int, int] | None = None, own_firmware: bool = False,
-                 memory_options: str = ""):
+                 memory_options: str = "", options: list[str] | None = None):
         self.version = version
         self.guest = guest
         self.serial_path = folder / f"{name}.serial"
@@ -46,6 +46,7 @@ class Qemu(Host):
             argv += ["-incoming", "defer"]
         if paused:
             argv += ["-S"]
+        argv += options or []
         super().__init__(argv, folder, name, namespace=namespace, pass_fds=pass_fds, limits=limits)
 
     def serial(self) -> bytes:
