@@ -2,14 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs every fuzz target of tests/fuzz/meson.build, as many at once as there are cores.
 
-usage: run.py BUILD_DIR [--executions N | --seconds N] [--only NAME]
+usage: run.py BUILD_DIR [--executions N [--resume FILE] | --seconds N] [--only NAME]
 
 New inputs are collected in BUILD_DIR/corpus/NAME, so that the tree's seeds stay as they are and the next run starts
 from what this one learned. A finding is kept as BUILD_DIR/findings/NAME-*: put it into tests/fuzz/corpus/NAME with
 the commit that mends it.
+
+A million executions of every target take an hour or more. With --resume they are done in slices, and each slice without
+a finding is noted in FILE under the hash of the program that ran: a run that was stopped goes on with the next slice.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -27,6 +32,8 @@ MEMORY_MB = 2048
 SHARES = {"ram_section": 0.02}
 # With --executions: for the slowest target on a busy machine.
 EXECUTIONS_SECONDS = 4 * 3600.0
+# With --resume: what is lost at most when the run is stopped.
+SLICE = 50_000
 
 
 def targets() -> list[str]:
@@ -35,49 +42,95 @@ def targets() -> list[str]:
     return re.findall(r"^\s*'(\w+)'\s*:", table.group(1), re.MULTILINE) if table else []
 
 
-def run(build: Path, name: str, stop: list[str], limit: float) -> str:
-    """The fault, or nothing."""
-    program = build / "tests/fuzz" / f"{name}_fuzz"
-    seeds = HERE / "corpus" / name
-    if not program.exists():
-        return f"{name}: {program} was not built"
-    if not seeds.is_dir() or not any(seeds.iterdir()):
-        return f"{name}: no seeds in tests/fuzz/corpus/{name}"
+def command(build: Path, name: str) -> list[str]:
     learned, findings = build / "corpus" / name, build / "findings"
     learned.mkdir(parents=True, exist_ok=True)
     findings.mkdir(exist_ok=True)
-    command = [str(program), str(learned), str(seeds), f"-artifact_prefix={findings}/{name}-", f"-timeout={INPUT_SECONDS}",
-               f"-rss_limit_mb={MEMORY_MB}", "-print_final_stats=0", "-verbosity=1", *stop]
+    return [str(program(build, name)), str(learned), str(HERE / "corpus" / name),
+            f"-artifact_prefix={findings}/{name}-", f"-timeout={INPUT_SECONDS}", f"-rss_limit_mb={MEMORY_MB}",
+            "-print_final_stats=0", "-verbosity=1"]
+
+
+def program(build: Path, name: str) -> Path:
+    return build / "tests/fuzz" / f"{name}_fuzz"
+
+
+def missing(build: Path, name: str) -> str:
+    """Why the target cannot run, or nothing."""
+    if not program(build, name).exists():
+        return f"{name}: {program(build, name)} was not built"
+    seeds = HERE / "corpus" / name
+    return "" if seeds.is_dir() and any(seeds.iterdir()) else f"{name}: no seeds in tests/fuzz/corpus/{name}"
+
+
+def run(build: Path, name: str, stop: str, limit: float) -> tuple[int, str]:
+    """Executions, and the fault or nothing. `stop` is libFuzzer's word for when to end."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit, cwd=build)
+        done = subprocess.run([*command(build, name), stop], capture_output=True, text=True, errors="replace",
+                              timeout=limit, cwd=build)
     except subprocess.TimeoutExpired:
-        return f"{name}: did not end within {limit:.0f} s"
+        return 0, f"{name}: did not end within {limit:.0f} s"
     ran = DONE.search(done.stderr)
     if done.returncode or not ran:
-        return f"{name}: exit status {done.returncode}\n" + "\n".join(done.stderr.splitlines()[-40:])
-    print(f"{name}: {ran.group(1)} runs, nothing found", flush=True)
-    return ""
+        return 0, f"{name}: exit status {done.returncode}\n" + "\n".join(done.stderr.splitlines()[-40:])
+    return int(ran.group(1)), ""
 
 
-def bound(options: argparse.Namespace, name: str) -> list[str]:
-    """libFuzzer's word for when to end."""
+class Ledger:
+    """What has been executed without a finding: a line of JSON per slice, under the hash of the program."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+    def done(self, key: str) -> int:
+        return sum(row["executions"] for row in self.rows if row["program"] == key)
+
+    def note(self, name: str, key: str, executions: int) -> None:
+        row = {"target": name, "program": key, "executions": executions}
+        self.rows.append(row)
+        with open(self.file, "a") as out:  # one write: lines of two targets do not mix
+            out.write(json.dumps(row) + "\n")
+
+
+def fuzz(build: Path, name: str, options: argparse.Namespace) -> str:
+    """The fault, or nothing."""
+    if why := missing(build, name):
+        return why
     if not options.executions:
-        return [f"-max_total_time={options.seconds}"]
-    return [f"-runs={int(options.executions * SHARES.get(name, 1))}"]
+        executions, fault = run(build, name, f"-max_total_time={options.seconds}", 60.0 + options.seconds)
+    else:
+        wanted = int(options.executions * SHARES.get(name, 1))
+        executions, fault = in_slices(build, name, wanted, options.resume) if options.resume else run(
+            build, name, f"-runs={wanted}", EXECUTIONS_SECONDS)
+    if not fault:
+        print(f"{name}: {executions} runs, nothing found", flush=True)
+    return fault
+
+
+def in_slices(build: Path, name: str, wanted: int, file: Path) -> tuple[int, str]:
+    ledger = Ledger(file)
+    key = hashlib.sha256(program(build, name).read_bytes()).hexdigest()[:16]
+    while (done := ledger.done(key)) < wanted:
+        executions, fault = run(build, name, f"-runs={min(SLICE, wanted - done)}", EXECUTIONS_SECONDS)
+        if fault:
+            return done, fault
+        ledger.note(name, key, executions)
+    return done, ""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("build", type=Path)
     parser.add_argument("--executions", type=int, default=0)
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="with --executions: go on with what FILE says")
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     names = [name for name in targets() if options.only in ("", name)]
-    limit = EXECUTIONS_SECONDS if options.executions else 60.0 + options.seconds
     build = options.build.resolve()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        faults = [fault for fault in pool.map(lambda name: run(build, name, bound(options, name), limit), names) if fault]
+        faults = [fault for fault in pool.map(lambda name: fuzz(build, name, options), names) if fault]
     print("\n".join(faults))
     print(f"{len(names) - len(faults)} passed, {len(faults)} failed")
     return 1 if faults or not names else 0

@@ -152,7 +152,10 @@ def fuzz(at: Context, executions: int = 0, seconds: int = 4) -> Counts:
     if built.failed:
         return built
     command = ["python3", "tests/fuzz/run.py", str(directory)]
-    command += ["--executions", str(executions)] if executions else ["--seconds", str(seconds)]
+    if executions:
+        command += ["--executions", str(executions), "--resume", str(directory / "executions.jsonl")]
+    else:
+        command += ["--seconds", str(seconds)]
     return at.runner("fuzz", command)
 
 
