@@ -209,17 +209,20 @@ MultifdSender::MultifdSender(std::unique_ptr<Doorbell> progress, MultifdSenderOp
 Result<std::unique_ptr<MultifdSender>> MultifdSender::start(std::vector<std::unique_ptr<transports::Channel>> channels,
                                                             const stream::Uuid& uuid, MultifdSenderOptions options,
                                                             RamMap& map, StopSource& stop, ThreadRoster& roster) {
-  // A packet of each channel at least.
-  if (options.zero_copy)
-    MD_CHECK(transports::check_locked_memory(channels.size() * (stream::multifd_packet_data + page_size)));
   MD_TRY(auto progress, Doorbell::make());
   std::unique_ptr<MultifdSender> sender(new MultifdSender(std::move(progress), options, map, stop, roster));
   for (std::size_t number = 0; number < channels.size(); ++number)
     sender->workers_.push_back(std::make_unique<Worker>(*sender, number, std::move(channels[number])));
   for (std::size_t number = 0; number < sender->workers_.size(); ++number) {
     auto started = sender->workers_[number]->start(uuid);
-    if (!started) return std::move(started).error().with(fmt::format("multifd channel {}", number));
+    if (started) continue;
+    // What cannot be done at all is no one channel's.
+    if (started.error().kind() == ErrorKind::plan) return std::move(started).error();
+    return std::move(started).error().with(fmt::format("multifd channel {}", number));
   }
+  // A packet of each channel at least.
+  if (options.zero_copy)
+    MD_CHECK(transports::check_locked_memory(sender->workers_.size() * (stream::multifd_packet_data + page_size)));
   return sender;
 }
 

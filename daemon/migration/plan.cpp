@@ -100,7 +100,10 @@ std::optional<MultifdPlan> multifd_plan(const Capabilities& capabilities, const 
 Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp::MigrationParameters& parameters,
                                     const Address& address) {
   MD_CHECK(check_transport(capabilities, address));
-  if (parameters.mode == qmp::MigMode::cpr_transfer) return plan_error("missing 'cpr' migration channel");
+  if (parameters.mode == qmp::MigMode::cpr_transfer) {
+    if (is<transports::FileAddress>(address)) return plan_error("Migration requires streamable transport (eg unix)");
+    return plan_error("missing 'cpr' migration channel");
+  }
   if (parameters.mode == qmp::MigMode::cpr_reboot) {
     return plan_error("migration mode 'cpr-reboot' is not built into this daemon yet");
   }

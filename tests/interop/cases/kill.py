@@ -57,12 +57,15 @@ def _describe(host: Migrationd) -> str:
     return f"{host.query_migrate()} {host.run_state()} {host.owner()}"
 
 
-def _pair(folder: Path, tag: str, return_path: bool, bandwidth: int = 60 * MB) -> tuple[Migrationd, Migrationd]:
+def _pair(folder: Path, tag: str, return_path: bool, bandwidth: int = 60 * MB,
+          channels: int = 0) -> tuple[Migrationd, Migrationd]:
     what = f"{WHAT},log={folder}/ticks{tag}"
     source = Migrationd(folder, f"source{tag}", machine=what)
     destination = Migrationd(folder, f"target{tag}", machine=what, incoming=["defer"])
     for host in (source, destination):
-        host.capabilities(return_path=return_path)
+        host.capabilities(return_path=return_path, multifd=channels > 0)
+        if channels:
+            host.parameters(multifd_channels=channels)
     source.parameters(max_bandwidth=bandwidth)
     destination.incoming("tcp:127.0.0.1:0")
     return source, destination
@@ -91,13 +94,13 @@ def _judge_after_kill(source: Migrationd, destination: Migrationd, victim: str, 
     return state
 
 
-def _random_kills(folder: Path, count: int, seed: int) -> None:
+def _random_kills(folder: Path, count: int, seed: int, channels: int = 0) -> None:
     dice = random.Random(seed)
     outcomes: dict[str, int] = {}
     for number in range(count):
         return_path, victim = dice.random() < 0.7, dice.choice(["source", "destination"])
         delay = dice.uniform(0, 1.4)
-        source, destination = _pair(folder, str(number), return_path)
+        source, destination = _pair(folder, str(number), return_path, channels=channels)
         with source, destination:
             source.migrate(f"tcp:127.0.0.1:{destination.listening_port()}")
             time.sleep(delay)
@@ -113,6 +116,9 @@ def _random_kills(folder: Path, count: int, seed: int) -> None:
 for _part in range(5):
     cases.add(f"kill/at-random/ten-times-{_part + 1}", lambda folder, seed=_part: _random_kills(folder, 10, seed),
               timeout=120)
+for _channels in (2, 8):
+    cases.add(f"kill/at-random/multifd-{_channels}-channels-ten-times",
+              lambda folder, channels=_channels: _random_kills(folder, 10, 100 + channels, channels), timeout=120)
 cases.add("kill/at-random/three-times", lambda folder: _random_kills(folder, 3, 77), timeout=60, quick=True)
 
 

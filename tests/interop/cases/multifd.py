@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import resource
 import socket
 import struct
 import time
@@ -40,13 +42,14 @@ def configure(host: Host, channels: int = 2, method: str = "none", zeros: str = 
 
 
 def relay(folder: Path, versions: tuple[str, str], machine_type: str, channels: int, method: str, zeros: str,
-          link_name: str = "tcp4", running: bool = True, return_path: bool = True) -> None:
+          link_name: str = "tcp4", running: bool = True, return_path: bool = True, zero_copy: bool = False) -> None:
     first, second = (links.ALL[link_name](folder, tag) for tag in ("in", "out"))
     with Qemu(folder, "source", versions[0], machine=machine_type) as source, \
          Migrationd(folder, "park") as park, \
          Qemu(folder, "target", versions[1], machine=machine_type, incoming=True) as destination:
         for host in (source, park, destination):
             configure(host, channels, method, zeros)
+            host.capabilities(zero_copy_send=zero_copy)
         pair = QuietPair(source, destination)
         depart(pair, running)
         links.transfer(source, park, first, return_path)
@@ -55,7 +58,15 @@ def relay(folder: Path, versions: tuple[str, str], machine_type: str, channels: 
         # The pages really took the channels.
         assert ram["multifd-bytes"] > 64 * channels, ram
         assert ram["transferred"] > ram["multifd-bytes"], ram
+        check_missed(ram, zero_copy, channels)
         arrive(pair, running)
+
+
+def check_missed(ram: dict, zero_copy: bool, channels: int) -> None:
+    """Over loopback the kernel copies, and says so: at most once a channel and barrier, at least once."""
+    missed = ram["dirty-sync-missed-zero-copy"]
+    assert missed <= ram["dirty-sync-count"] * channels, ram
+    assert (missed > 0) == zero_copy, ram
 
 
 def _register_relays() -> None:
@@ -69,12 +80,13 @@ def _register_relays() -> None:
                   lambda folder, args=(versions, machine_type, channels, method, zeros): relay(folder, *args),
                   quick=wanted)
     for name, options in {"unix": {"link_name": "unix"}, "vsock": {"link_name": "vsock"},
-                          "stopped": {"running": False}, "one-way": {"return_path": False}}.items():
+                          "stopped": {"running": False}, "one-way": {"return_path": False},
+                         "zero-copy": {"zero_copy": True}}.items():
         for versions, machine_type in pairs:
             cases.add(f"multifd/relay/{versions[0]}-to-{versions[1]}/{machine_type}/{name}",
                       lambda folder, args=(versions, machine_type, 2, "none", "multifd"), options=options:
                       relay(folder, *args, **options),
-                      quick=name == "unix" and versions == ("7.2", "7.2"))
+                      quick=(name, *versions) in (("unix", "7.2", "7.2"), ("zero-copy", "7.2", "10.0")))
 
 
 _register_relays()
@@ -113,6 +125,79 @@ for _channels, _method, _zeros in itertools.product(CHANNELS, METHODS, ZEROS):
 cases.add("multifd/live/limited", lambda folder: live(folder, 2, "none", "multifd", 10, max_bandwidth=50_000_000),
           timeout=60, quick=True)
 cases.add("multifd/live/255-channels", lambda folder: live(folder, 255, "none", "multifd", 50, "unix"), timeout=60)
+
+
+@cases.case("multifd/live/zero-copy", timeout=60)
+def live_zero_copy(folder: Path) -> None:
+    """A guest that writes while the kernel still refers to its pages."""
+    what = machine(200, ram="128M", working_set="24M")
+    with Migrationd(folder, "source", machine=what) as source, \
+         Migrationd(folder, "target", machine=what, incoming=["defer"]) as destination:
+        for host in (source, destination):
+            configure(host, 4)
+            host.capabilities("return-path", "zero-copy-send")
+        source.parameters(max_bandwidth=1 << 40, downtime_limit=100)
+        destination.incoming("tcp:127.0.0.1:0")
+        source.migrate(f"tcp:127.0.0.1:{destination.listening_port()}")
+        source.wait_status("completed")
+        destination.wait_status("completed")
+        check_missed(source.wait_totals()["ram"], True, 4)
+        assert destination.verify_machine() > 0
+
+
+@cases.case("multifd/zero-copy-refused", quick=True)
+def zero_copy_refused(folder: Path) -> None:
+    """Where it cannot be done the migration fails in QEMU's words, which is asked too, and the guest runs on."""
+    limit = {resource.RLIMIT_MEMLOCK: 64 * 1024}
+    with Migrationd(folder, "ours", machine=machine(0, ram="16M", working_set="4M"), limits=limit) as ours, \
+         Qemu(folder, "qemu", "10.0", limits=limit) as qemu, socket.socket(socket.AF_UNIX) as local, \
+         socket.create_server(("127.0.0.1", 0), backlog=16) as tcp:
+        # Nobody there takes a byte; that is enough to be refused.
+        local.bind(f"{folder}/link")
+        local.listen(16)
+        qemu.wait_sweeps(2)
+        for host in (ours, qemu):
+            configure(host, 2)
+            host.capabilities("zero-copy-send")
+            for uri, text in ((f"unix:{folder}/link", "Zero copy send feature not detected in host kernel"),
+                              (f"tcp:127.0.0.1:{tcp.getsockname()[1]}",
+                               "Process can't lock enough memory for using MSG_ZEROCOPY: No buffer space available")):
+                host.migrate(uri)
+                host.wait(lambda host=host: host.status() == "failed", 10, "the refusal")
+                assert host.query_migrate()["error-desc"] == text, host.query_migrate()
+                assert host.run_state() == "running"
+
+
+@cases.case("multifd/threads-and-cpus", quick=True)
+def threads(folder: Path) -> None:
+    """Names as QEMU 10.0's, ids that are threads, and each on the CPU it was given."""
+    cpus = sorted(os.sched_getaffinity(0))
+    with Migrationd(folder, "ours", machine=machine(0, ram="64M", working_set="48M"),
+                    options=["--worker-cpus", ",".join(map(str, cpus))]) as ours, \
+         Migrationd(folder, "target", machine=machine(0, ram="64M", working_set="48M"), incoming=["defer"],
+                    options=["--worker-cpus", str(cpus[-1])]) as destination:
+        for host in (ours, destination):
+            configure(host, 3)
+            assert host.qmp.execute("query-migrationthreads") == []
+        ours.parameters(max_bandwidth=8 << 20)
+        destination.incoming("tcp:127.0.0.1:0")
+        ours.migrate(f"tcp:127.0.0.1:{destination.listening_port()}")
+        ours.wait_status("active")
+        ours.wait(lambda: len(ours.qmp.execute("query-migrationthreads")) == 4, 5, "all threads")
+        told = {row["name"]: row["thread-id"] for row in ours.qmp.execute("query-migrationthreads")}
+        assert set(told) == {"mig/src/main", "mig/src/send_0", "mig/src/send_1", "mig/src/send_2"}, told
+        for name, thread in told.items():
+            assert Path(f"/proc/{ours.pid}/task/{thread}/comm").read_text().strip() == name
+        for number in range(3):
+            assert os.sched_getaffinity(told[f"mig/src/send_{number}"]) == {cpus[number % len(cpus)]}
+        assert destination.qmp.execute("query-migrationthreads") == []      # as QEMU: the source's
+        theirs = {(task / "comm").read_text().strip(): int(task.name)
+                  for task in Path(f"/proc/{destination.pid}/task").iterdir()}
+        for number in range(3):
+            assert os.sched_getaffinity(theirs[f"mig/dst/recv_{number}"]) == {cpus[-1]}, theirs
+        ours.qmp.execute("migrate_cancel")
+        ours.wait(lambda: ours.status() == "cancelled", 5, "the cancel to be done")
+        assert ours.qmp.execute("query-migrationthreads") == []
 
 
 @cases.case("multifd/live/cancelled-and-again", timeout=60, quick=True)

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_DROP = 24
+_CAP_IPC_LOCK = 14
 _libc = ctypes.CDLL(None)
 
 
@@ -34,6 +36,8 @@ class Process:
                 import resource
                 for kind, value in limits.items():
                     resource.setrlimit(kind, (value, value))
+                if resource.RLIMIT_MEMLOCK in limits:   # means nothing to who may pass it
+                    _libc.prctl(_PR_CAPBSET_DROP, _CAP_IPC_LOCK)
 
         with open(log, "ab") as output:
             self.child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
