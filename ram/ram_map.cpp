@@ -117,6 +117,13 @@ Result<void> RamBlock::punch(std::uint64_t offset, std::uint64_t length) {
   return {};
 }
 
+Result<void> RamBlock::reserve() {
+  if (backing_page_ == page_size) return {};
+  auto reserved = map_reserved(fd_.get(), length_);
+  if (!reserved) return std::move(reserved).error().with(of_block(name_));
+  return {};
+}
+
 Result<void> RamMap::add(std::unique_ptr<RamBlock> block) {
   if (find(block->name())) return machine_error(of_block(block->name()) + ": there are two of that name");
   if (blocks_.size() >= limits::ram_blocks)

@@ -72,6 +72,8 @@ class RamBlock {
   Result<std::uint64_t> allocated_bytes() const;
   // Gets all of the block from the kernel now, and into the engine view's page tables.
   Result<void> populate();
+  // Huge pages: has the kernel promise all of them again, after a punch gave some away. Nothing for small pages.
+  Result<void> reserve();
   // Gives [offset, offset + length) back to the kernel: a hole in every view. Both multiples of backing_page().
   Result<void> punch(std::uint64_t offset, std::uint64_t length);
 

@@ -76,6 +76,8 @@ class Userfaultfd {
   // UFFDIO_CONTINUE without waking: true if the file holds the page at `page` (now mapped there), false for a hole.
   Result<bool> map_existing(std::byte* page, std::uint64_t length) const;
   int fd() const noexcept { return fd_.get(); }
+  // Gives the descriptor up without closing it: whoever waits goes on waiting until the process ends.
+  int release() noexcept { return fd_.release(); }
 
  private:
   explicit Userfaultfd(UniqueFd fd) noexcept : fd_(std::move(fd)) {}
