@@ -17,6 +17,7 @@
 
 #include <dirent.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -70,6 +71,8 @@ class Daemon {
     service::notify_stopping();
     log::info("ends: {}", service_.shut_down());
     server_.shut_down();
+    // Neither its threads nor its memory can be let go of in order.
+    if (service_.guest_is_stranded()) ::_exit(EXIT_FAILURE);
     return exit_status_;
   }
 

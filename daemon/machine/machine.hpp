@@ -62,9 +62,16 @@ class Machine {
   // --- run control: "running" is what the guest does; a parked machine never runs ---------------------
   virtual bool is_running() const noexcept = 0;
   virtual Result<void> resume() = 0;
+  // Fails, and the guest runs on, when a thread of it does not come to rest: it waits for a page that is not here.
   virtual Result<void> pause() = 0;
   // Slows the guest down: 0 = full speed, 99 = nearly stopped. Auto-converge.
   virtual void throttle(unsigned percent) noexcept = 0;
+
+  // Where the guest runs, one mapping in this process per block of ram(), in its order; empty: nothing runs here. For
+  // faults on pages that are still to come.
+  virtual std::vector<std::byte*> guest_views() const { return {}; }
+  // How many threads of the guest may wait for a page.
+  virtual std::size_t vcpus() const noexcept { return 0; }
 
   // Null when nothing can write the memory (parked): every page is sent once.
   virtual ram::DirtyLog* dirty_log() noexcept = 0;

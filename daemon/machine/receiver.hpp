@@ -22,6 +22,8 @@ namespace migrationd {
 class MachineReceiver {
  public:
   virtual ~MachineReceiver() = default;
+  // The machine that the stream has to fit; null when it is made from the stream.
+  virtual Machine* resident() noexcept { return nullptr; }
   // The configuration section was read: does this machine fit? Refusals name both machines.
   virtual Result<void> begin(const MachineConfiguration& configuration) = 0;
   // The block list was read. Returns the machine whose memory is ready. It may hold old bytes, from an earlier attempt
@@ -40,6 +42,7 @@ class ResidentReceiver final : public MachineReceiver {
  public:
   explicit ResidentReceiver(Machine& machine) noexcept : machine_(machine) {}
 
+  Machine* resident() noexcept override { return &machine_; }
   Result<void> begin(const MachineConfiguration& configuration) override;
   Result<Machine*> prepare_memory(std::span<const stream::RamSetupBlock> blocks, std::uint32_t ram_section_id) override;
   void note_switchover_start() override {}

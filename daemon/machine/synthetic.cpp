@@ -152,10 +152,18 @@ Result<void> SyntheticMachine::resume() {
 
 Result<void> SyntheticMachine::pause() {
   if (!is_running()) return {};
-  threads_->pause();
+  if (!threads_->pause()) {
+    return machine_error("the guest does not come to rest: it waits for memory that has not arrived yet");
+  }
   running_.store(false, std::memory_order_release);
   take_counters();
   return {};
+}
+
+std::vector<std::byte*> SyntheticMachine::guest_views() const {
+  std::vector<std::byte*> views;
+  for (const ram::Mapping& view : views_) views.push_back(view.data());
+  return views;
 }
 
 void SyntheticMachine::throttle(unsigned percent) noexcept {

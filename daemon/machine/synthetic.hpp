@@ -50,6 +50,8 @@ class SyntheticMachine final : public Machine {
   Result<void> resume() override;
   Result<void> pause() override;
   void throttle(unsigned percent) noexcept override;
+  std::vector<std::byte*> guest_views() const override;
+  std::size_t vcpus() const noexcept override { return devices_.guest.threads; }
   ram::DirtyLog* dirty_log() noexcept override { return dirty_log_.get(); }
 
   Result<DeviceState> save_devices(std::string_view run_state) override;

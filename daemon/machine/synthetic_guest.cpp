@@ -107,12 +107,16 @@ void GuestThreads::start() {
   changed_.notify_all();
 }
 
-void GuestThreads::pause() {
+bool GuestThreads::pause() {
   std::unique_lock lock(mutex_);
   interrupted_ = true;
   wish_ = Wish::rest;
   changed_.notify_all();
-  changed_.wait(lock, [this] { return resting_ == threads_.size(); });
+  if (changed_.wait_for(lock, longest_pause, [this] { return resting_ == threads_.size(); })) return true;
+  interrupted_ = false;
+  wish_ = Wish::run;
+  changed_.notify_all();
+  return false;
 }
 
 GuestThreads::Counters GuestThreads::counters() const {

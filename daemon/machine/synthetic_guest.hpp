@@ -31,6 +31,9 @@
 
 namespace migrationd::synthetic {
 
+// A thread comes to rest within a millisecond, or tens of them where processors are short.
+inline constexpr std::chrono::seconds longest_pause{1};
+
 class GuestThreads {
  public:
   struct Counters {
@@ -48,8 +51,9 @@ class GuestThreads {
   GuestThreads& operator=(const GuestThreads&) = delete;
 
   void start();
-  // Returns when every thread rests; no page is half-written then.
-  void pause();
+  // True when every thread rests; no page is half-written then. False when one does not within longest_pause, because
+  // it waits for a page that a postcopy has not brought yet: then all run on.
+  bool pause();
   void set_throttle(unsigned percent) noexcept { throttle_.store(percent, std::memory_order_relaxed); }
   Counters counters() const;
 

@@ -10,6 +10,7 @@
 #include "daemon/migration/machine_worker.hpp"
 #include "daemon/migration/open_image.hpp"
 #include "daemon/migration/run.hpp"
+#include "postcopy/guest_memory.hpp"
 
 #include <fmt/format.h>
 
@@ -86,6 +87,12 @@ void DaemonService::emit_status() {
 
 void DaemonService::take_status(MigrationStatus status) {
   if (lifecycle_.propose(status)) emit_status();
+}
+
+void DaemonService::take_paused(const std::string& why) {
+  error_text_ = why;
+  log::error("postcopy is paused: {}", why);
+  take_status(MigrationStatus::postcopy_paused);
 }
 
 void DaemonService::take_pass(std::uint64_t pass) {
@@ -185,12 +192,16 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
   }
   if (lifecycle_.in_progress()) return plan_error("The incoming migration has already been started");
   MD_TRY(auto run, new_run());
+  MD_TRY(run->recovery, RecoveryControl::make());
+  // Better now than in the middle of a migration.
+  if (plan.postcopy && machine_) MD_CHECK(postcopy::check_userfaultfd(machine_->ram()));
 
   transports::ListenOptions listen;
   listen.allow_exec = options_.allow_exec;
   listen.inherited_fds = options_.inherited_fds;
   listen.pages = page_access(plan.mapped);
   if (plan.multifd) listen.backlog = static_cast<int>(plan.multifd->channels) + 1;
+  if (plan.postcopy && plan.postcopy->preempt) listen.backlog = 2;
   listen.filter = std::move(file.filter);
   MD_TRY(auto target, transports::open_incoming(file.address, fds, listen));
   if (const auto* fd = std::get_if<transports::FdAddress>(&address)) {
@@ -209,8 +220,9 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
   }
   run->progress = progress_;
   run->exit_on_error = exit_on_error;
-  run->destination = std::make_unique<MigrationDestination>(plan, std::move(target), std::move(receiver), options_.uuid,
-                                                            run_control_, *progress_, run->events, *run->stop);
+  run->destination =
+      std::make_unique<MigrationDestination>(plan, std::move(target), std::move(receiver), options_.uuid, run_control_,
+                                             *progress_, run->events, *run->stop, *run->recovery);
   run_ = std::move(run);
   return start_mover([](Run& started) { started.destination_outcome = started.destination->run(); });
 }
@@ -218,6 +230,9 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
 void DaemonService::finish_incoming(Run& run) {
   DestinationOutcome& outcome = *run.destination_outcome;
   if (outcome.machine) machine_ = std::move(outcome.machine);
+  lost_ = outcome.lost;
+  stranded_ = outcome.stranded;
+  blocktime_ = std::move(outcome.blocktime);
   log_summary(run, outcome.result);
   if (outcome.result) {
     origin_ = last_peer_;
@@ -278,7 +293,16 @@ void DaemonService::log_summary(const Run& run, const Result<void>& result) cons
   }
 }
 
+bool DaemonService::in_postcopy() const noexcept {
+  const MigrationStatus status = lifecycle_.status();
+  return status == MigrationStatus::postcopy_active || status == MigrationStatus::postcopy_paused ||
+         status == MigrationStatus::postcopy_recover_setup || status == MigrationStatus::postcopy_recover;
+}
+
 Result<void> DaemonService::cancel() {
+  if (in_postcopy() || (lifecycle_.in_progress() && run_ && run_->recovery && !run_->recovery->cancel())) {
+    return plan_error("Postcopy migration in progress, cannot cancel.");
+  }
   if (!lifecycle_.cancel()) return {};
   emit_status();
   run_->stop->request();
@@ -287,7 +311,11 @@ Result<void> DaemonService::cancel() {
 
 Result<void> DaemonService::yank() {
   if (!run_) return plan_error("Instance not found");
-  // Broken, not cancelled: the migration ends as failed.
+  // Broken, not cancelled: the migration ends as failed; a postcopy pauses.
+  if (in_postcopy() && run_->recovery) {
+    run_->recovery->break_connections();
+    return {};
+  }
   run_->stop->request();
   return {};
 }
@@ -306,11 +334,30 @@ Result<void> DaemonService::start_postcopy() {
 }
 
 Result<void> DaemonService::pause_migration() {
+  const MigrationStatus status = lifecycle_.status();
+  const bool can = status == MigrationStatus::postcopy_active || status == MigrationStatus::postcopy_recover;
+  if (can && run_ && run_->recovery) {
+    run_->recovery->break_connections();
+    return {};
+  }
   return plan_error("migrate-pause is currently only supported during postcopy-active or postcopy-recover state");
 }
 
-Result<void> DaemonService::recover(const transports::Address&, transports::FdSource&) {
-  return plan_error("Migrate recover can only be run when postcopy is paused.");
+Result<void> DaemonService::recover(const transports::Address& address, transports::FdSource& fds) {
+  if (lifecycle_.status() != MigrationStatus::postcopy_paused || !run_ || !run_->recovery) {
+    return plan_error("Migrate recover can only be run when postcopy is paused.");
+  }
+  // The capabilities cannot have changed meanwhile; the address can, and what it can carry.
+  MD_TRY([[maybe_unused]] const DestinationPlan plan, make_destination_plan(capabilities_, parameters_, address));
+  transports::ListenOptions listen;
+  listen.allow_exec = options_.allow_exec;
+  listen.inherited_fds = options_.inherited_fds;
+  listen.backlog = 2;
+  MD_TRY(auto target, transports::open_incoming(address, fds, listen));
+  last_peer_ = transports::to_string(address);
+  listening_.clear();
+  if (auto* listener = target.listener()) listening_ = listener->bound_addresses();
+  return run_->recovery->give_target(std::move(target));
 }
 
 Result<void> DaemonService::stop() {
@@ -328,7 +375,8 @@ Result<void> DaemonService::cont() {
 std::string DaemonService::shut_down() {
   worker_.reset();
   if (run_) {
-    if (lifecycle_.cancel()) emit_status();
+    // A machine that came by postcopy cannot be cancelled, only lost.
+    if (!in_postcopy() && lifecycle_.cancel()) emit_status();
     run_->stop->request();
     run_->thread.join();
     finish_run(run_->id);
@@ -338,6 +386,7 @@ std::string DaemonService::shut_down() {
 
 // After everything has ended: in one sentence, for the log.
 std::string DaemonService::fate_of_machine() const {
+  if (lost_) return "the machine is lost: its memory had not arrived";
   switch (run_control_.ownership()) {
     case Ownership::none:
       return "no machine was held; one that was arriving stays with its source";

@@ -50,6 +50,9 @@ class DaemonService final : public MigrationService {
   void adopt_machine(std::unique_ptr<Machine> machine, bool waits);
   // Ends what runs, for SIGTERM: cancels and waits. Says in one sentence what became of the machine.
   std::string shut_down();
+  // After shut_down(): a guest of this process waits for pages that will never come, so its threads cannot be ended and
+  // its memory cannot be freed. Only the end of the process is left, at once.
+  bool guest_is_stranded() const noexcept { return stranded_; }
 
   const qmp::Capabilities& capabilities() const override { return capabilities_; }
   const qmp::MigrationParameters& parameters() const override { return parameters_; }
@@ -89,12 +92,14 @@ class DaemonService final : public MigrationService {
   void fail_at_once(const Error& error);
   std::string fate_of_machine() const;
   void take_status(qmp::MigrationStatus status);
+  void take_paused(const std::string& why);
   void take_pass(std::uint64_t pass);
   void emit_status();
   Result<void> start_mover(void (*work)(Run&));
   void finish_run(std::uint64_t id);
   void finish_outgoing(Run& run);
   void finish_incoming(Run& run);
+  bool in_postcopy() const noexcept;
   void log_summary(const Run& run, const Result<void>& result) const;
   Result<void> check_idle() const;
   void on_worker_done();
@@ -108,7 +113,10 @@ class DaemonService final : public MigrationService {
   qmp::MigrationParameters parameters_;
   LiveLimits limits_;
   std::unique_ptr<Machine> machine_;
-  bool machine_waits_ = false;  // a resident machine that is a destination
+  bool lost_ = false;                                   // a machine came by postcopy, and its memory never will
+  bool stranded_ = false;                               // and threads of its guest wait for that
+  std::optional<postcopy::BlocktimeReport> blocktime_;  // of the last incoming postcopy
+  bool machine_waits_ = false;                          // a resident machine that is a destination
   RunControl run_control_;
   Lifecycle lifecycle_;
   Direction direction_ = Direction::none;

@@ -112,6 +112,11 @@ qmp::MigrationInfo DaemonService::info() const {
       std::transform(listening_.begin(), listening_.end(), addresses.begin(), to_qmp);
       info.socket_address = std::move(addresses);
     }
+    if (status == MigrationStatus::completed && blocktime_) {
+      info.postcopy_blocktime = blocktime_->all_ms;
+      info.postcopy_vcpu_blocktime = blocktime_->vcpu_ms;
+      info.postcopy_latency_dist = blocktime_->latencies;
+    }
     return info;
   }
   const bool completed = status == MigrationStatus::completed;

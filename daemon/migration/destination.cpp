@@ -4,6 +4,7 @@
 #include "base/limits.hpp"
 #include "base/log.hpp"
 #include "daemon/migration/incoming_gate.hpp"
+#include "daemon/migration/postcopy_destination.hpp"
 #include "protocol/stream/device_tail.hpp"
 #include "protocol/stream/footer_scan.hpp"
 #include "protocol/stream/header.hpp"
@@ -38,7 +39,8 @@ constexpr std::size_t reads_per_worker = 4;
 MigrationDestination::MigrationDestination(DestinationPlan plan, transports::IncomingTarget target,
                                            std::unique_ptr<MachineReceiver> receiver,
                                            std::optional<stream::Uuid> own_uuid, RunControl& run_control,
-                                           Progress& progress, MoverEvents& events, StopSource& stop)
+                                           Progress& progress, MoverEvents& events, StopSource& stop,
+                                           RecoveryControl& recovery)
     : plan_(plan),
       target_(std::move(target)),
       receiver_(std::move(receiver)),
@@ -46,12 +48,18 @@ MigrationDestination::MigrationDestination(DestinationPlan plan, transports::Inc
       run_control_(run_control),
       progress_(progress),
       events_(events),
-      stop_(stop) {}
+      stop_(stop),
+      postcopy_(std::make_unique<PostcopyDestination>(plan_.postcopy, *receiver_, run_control_, progress_, events_,
+                                                      stop_, recovery)) {}
 
 MigrationDestination::~MigrationDestination() = default;
 
 DestinationOutcome MigrationDestination::run() {
-  DestinationOutcome outcome{run_phases(), nullptr};
+  DestinationOutcome outcome;
+  outcome.result = run_phases();
+  outcome.lost = postcopy_->lost();
+  outcome.stranded = postcopy_->stranded();
+  outcome.blocktime = postcopy_->blocktime();
   // A channel's thread raised the stop, and knows why.
   if (!outcome.result && outcome.result.error().is_cancelled() && multifd_) {
     if (auto failure = multifd_->failure()) outcome.result = std::move(*failure);
@@ -72,6 +80,7 @@ Result<void> MigrationDestination::run_phases() {
   MD_CHECK(accept());
   MD_CHECK(read_preamble());
   MD_CHECK(read_until_ram_end());
+  if (postcopy_->has_package()) return complete_postcopy();
   MD_CHECK(read_devices());
   MD_CHECK(load_devices());
   MD_CHECK(answer());
@@ -86,16 +95,21 @@ Result<void> MigrationDestination::accept() {
     channel_ = std::move(file.stream);
   } else if (auto* listener = target_->listener()) {
     ExpectedSource expected;
-    if (plan_.multifd) expected = {plan_.multifd->channels, own_uuid_};
+    if (plan_.multifd) {
+      expected.multifd_channels = plan_.multifd->channels;
+      expected.uuid = own_uuid_;
+    }
+    expected.preempt = postcopy_->wants_preempt();
     MD_TRY(auto source, accept_source(*listener, stop_, expected));
     channel_ = std::move(source.main);
+    preempt_ = std::move(source.preempt);
     channels_ = std::move(source.multifd);
     multifd_uuid_ = source.uuid;
   } else {
     MD_TRY(channel_, target_->take_channel(stop_));
   }
-  // One machine, one source: nobody else is let in.
-  target_.reset();
+  // One machine, one source: nobody else is let in, but for its second connection.
+  if (!postcopy_->wants_preempt() || preempt_) target_.reset();
   log::info("incoming migration from {}", channel_->describe());
   reader_ = std::make_unique<transports::BufferedReader>(*channel_);
   events_.status(MigrationStatus::active);
@@ -139,7 +153,7 @@ Result<void> MigrationDestination::read_preamble() {
 }
 
 Result<void> MigrationDestination::read_until_ram_end() {
-  while (!ram_ended_) {
+  while (!ram_ended_ && !postcopy_->has_package()) {
     auto element = decode_next(*reader_, stream::decode_element);
     if (!element)
       return std::move(element).error().with(fmt::format("load the element at {}", hex(reader_->position())));
@@ -154,6 +168,7 @@ Result<void> MigrationDestination::handle_element(const stream::Element& element
   if (const auto* full = std::get_if<stream::SectionFull>(&element)) return read_early_section(full->header);
   if (const auto* command = std::get_if<stream::Command>(&element)) return handle_command(*command);
   if (const auto* end = std::get_if<stream::SectionEnd>(&element)) {
+    MD_CHECK(postcopy_->end_as_precopy());
     if (multifd_) multifd_->begin_last_section();
     MD_CHECK(read_ram_body(end->section_id));
     // Before the devices: they may look at memory, and what never came is zero.
@@ -183,9 +198,36 @@ Result<void> MigrationDestination::handle_command(const stream::Command& command
     receiver_->note_switchover_start();
     return {};
   }
-  return wire_error(
-      fmt::format("command {}: not supported by this destination (postcopy and COLO are not built in yet)",
-                  stream::command_name(command)));
+  if (const auto* advise = std::get_if<stream::command::PostcopyAdvise>(&command)) {
+    return postcopy_->advise(*advise, ram_section_id_.has_value());
+  }
+  if (const auto* discard = std::get_if<stream::command::PostcopyRamDiscard>(&command)) {
+    return postcopy_->discard(*discard);
+  }
+  if (const auto* packaged = std::get_if<stream::command::Packaged>(&command)) return take_package(*packaged);
+  return wire_error(fmt::format("command {} in its place", stream::command_name(command)));
+}
+
+Result<void> MigrationDestination::take_package(const stream::command::Packaged& packaged) {
+  if (!return_path_open_) return wire_error("postcopy without OPEN_RETURN_PATH: nobody could ask for pages");
+  // The source makes it before it stops its guest, at the latest.
+  if (postcopy_->wants_preempt() && !preempt_) {
+    auto* const listener = target_ ? target_->listener() : nullptr;
+    if (listener == nullptr) return wire_error("preempt channel: this transport has one connection only");
+    MD_TRY(preempt_, accept_preempt(*listener, stop_, *channel_));
+  }
+  target_.reset();
+  return postcopy_->receive_package(packaged, *reader_, ram_section_id_.value_or(0), early_sections_);
+}
+
+Result<void> MigrationDestination::complete_postcopy() {
+  // What reads the stream's first part ends here, before its reader moves on.
+  ram_reader_.reset();
+  DestinationLink link;
+  link.main = std::move(channel_);
+  link.preempt = std::move(preempt_);
+  link.reader = std::move(reader_);
+  return postcopy_->complete(std::move(link), std::move(early_sections_));
 }
 
 Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header) {
@@ -206,12 +248,14 @@ Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header
   ram_section_id_ = header.section_id;
   progress_.ram_total = machine_->ram().total_bytes();
 
+  if (postcopy_->advised()) MD_CHECK(postcopy_->begin_memory(*machine_, *blocks));
   MD_TRY(store_, ram::StorePlain::make(machine_->ram()));
   if (plan_.mapped) {
     auto loaded = load_mapped_pages();
     if (!loaded) return std::move(loaded).error().with("section 'ram'");
   } else {
-    ram_reader_ = std::make_unique<ram::RamSectionReader>(*reader_, machine_->ram(), *store_, counters_);
+    ram_reader_ =
+        std::make_unique<ram::RamSectionReader>(*reader_, machine_->ram(), postcopy_->noting(*store_), counters_);
   }
   if (plan_.multifd) MD_CHECK(start_channels());
   return read_ram_body(header.section_id);
@@ -226,7 +270,7 @@ Result<void> MigrationDestination::start_channels() {
 }
 
 Result<std::vector<stream::RamSetupBlock>> MigrationDestination::read_block_list() {
-  if (!plan_.mapped) return ram::read_ram_setup(*reader_, {});
+  if (!plan_.mapped) return ram::read_ram_setup(*reader_, {false, postcopy_->advised()});
   MD_TRY(mapped_blocks_, ram::read_mapped_setup(*reader_, *file_));
   std::vector<stream::RamSetupBlock> blocks;
   for (const ram::MappedBlock& mapped : mapped_blocks_) blocks.push_back(mapped.block);
@@ -395,7 +439,7 @@ Result<void> MigrationDestination::tell_source(const stream::ReturnMessage& mess
 // Also after a cancel, when the channel itself refuses to write: a source that has sent everything would otherwise
 // believe the outcome unknown, and keep its guest stopped, for a machine that nobody has.
 void MigrationDestination::report_failure() noexcept {
-  if (!return_path_open_) return;
+  if (!return_path_open_ || !channel_) return;
   ByteWriter out;
   stream::encode_return_message(out, stream::reply::Shut{1});
   // What is no socket has no other word than its closing.

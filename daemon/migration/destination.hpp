@@ -8,6 +8,9 @@
 // fails before leaves the machine with the source, and what fails after cannot take it back
 // (docs/architecture.md, "Whose machine is it").
 //
+// A source that advised postcopy may switch to it at any moment of the RAM phase: then the rest is
+// PostcopyDestination's.
+//
 // Thread: constructed on control, run() on the mover.
 #pragma once
 
@@ -16,7 +19,9 @@
 #include "daemon/machine/receiver.hpp"
 #include "daemon/migration/mover_events.hpp"
 #include "daemon/migration/plan.hpp"
+#include "daemon/migration/recovery_control.hpp"
 #include "daemon/migration/run_control.hpp"
+#include "postcopy/destination_blocktime.hpp"
 #include "protocol/stream/configuration.hpp"
 #include "protocol/stream/return_path.hpp"
 #include "protocol/stream/sections.hpp"
@@ -29,6 +34,9 @@
 #include <optional>
 #include <vector>
 
+namespace migrationd::migration {
+class PostcopyDestination;
+}
 namespace migrationd::ram {
 class MultifdReceiver;
 class RamSectionReader;
@@ -43,13 +51,19 @@ namespace migrationd::migration {
 struct DestinationOutcome {
   Result<void> result;
   std::unique_ptr<Machine> machine;  // the new machine, if the receiver made one and all went well
+  // By postcopy it had come, and its memory never will.
+  bool lost = false;
+  // A guest waits for pages that will never come: its machine must outlive everything but the process.
+  bool stranded = false;
+  std::optional<postcopy::BlocktimeReport> blocktime;  // of a postcopy, with the capability
 };
 
 class MigrationDestination {
  public:
   MigrationDestination(DestinationPlan plan, transports::IncomingTarget target,
                        std::unique_ptr<MachineReceiver> receiver, std::optional<stream::Uuid> own_uuid,
-                       RunControl& run_control, Progress& progress, MoverEvents& events, StopSource& stop);
+                       RunControl& run_control, Progress& progress, MoverEvents& events, StopSource& stop,
+                       RecoveryControl& recovery);
   ~MigrationDestination();
 
   DestinationOutcome run();
@@ -59,6 +73,7 @@ class MigrationDestination {
   Result<void> accept();
   Result<void> read_preamble();
   Result<void> read_until_ram_end();
+  Result<void> complete_postcopy();
   Result<void> read_devices();
   Result<void> load_devices();
   Result<void> answer();
@@ -66,6 +81,7 @@ class MigrationDestination {
 
   Result<void> handle_element(const stream::Element& element);
   Result<void> handle_command(const stream::Command& command);
+  Result<void> take_package(const stream::command::Packaged& packaged);
   Result<void> start_channels();
   Result<void> begin_ram(const stream::SectionHeader& header);
   Result<std::vector<stream::RamSetupBlock>> read_block_list();
@@ -90,7 +106,9 @@ class MigrationDestination {
   MoverEvents& events_;
   StopSource& stop_;
 
+  std::unique_ptr<PostcopyDestination> postcopy_;
   std::unique_ptr<transports::Channel> channel_;
+  std::unique_ptr<transports::Channel> preempt_;  // if it is there yet
   // mapped-ram: the same channel, and the file's descriptor for pages.
   transports::SeekableChannel* file_ = nullptr;
   UniqueFd page_fd_;

@@ -45,7 +45,7 @@ bool begins_alike(ByteView a, ByteView b) {
 }
 
 // Looks at what has come without taking it.
-Verdict examine(const Candidate& candidate, bool multifd, std::string& reason) {
+Verdict examine(const Candidate& candidate, ByteView begins, bool multifd, std::string& reason) {
   std::array<std::byte, stream::multifd_hello_bytes> buffer{};
   static_assert(buffer.size() >= stream::header_bytes);
   const ssize_t count = ::recv(candidate.channel->readable_fd(), buffer.data(), buffer.size(), MSG_PEEK | MSG_DONTWAIT);
@@ -59,9 +59,7 @@ Verdict examine(const Candidate& candidate, bool multifd, std::string& reason) {
     return Verdict::drop;
   }
   const ByteView seen = ByteView(buffer).first(static_cast<std::size_t>(count));
-  ByteWriter header;
-  stream::encode_header(header);
-  if (begins_alike(seen, header.view())) return seen.size() >= header.size() ? Verdict::main : Verdict::wait;
+  if (begins_alike(seen, begins)) return seen.size() >= begins.size() ? Verdict::main : Verdict::wait;
   if (multifd && stream::may_begin_multifd(seen))
     return seen.size() == stream::multifd_hello_bytes ? Verdict::multifd : Verdict::wait;
   reason = multifd ? fmt::format("neither a migration stream nor a multifd channel (begins with {})",
@@ -85,11 +83,14 @@ class Door {
   Door(transports::Listener& listener, StopSource& stop, const ExpectedSource& expected)
       : listener_(listener), stop_(stop), expected_(expected), uuid_(expected.uuid) {
     source_.multifd.resize(expected.multifd_channels);
+    ByteWriter header;
+    stream::encode_header(header);
+    begins_ = expected.main_begins.empty() ? std::move(header).take() : expected.main_begins;
   }
 
   Result<IncomingChannels> wait_for_source() {
     while (true) {
-      if (stop_.requested()) return cancelled_error();
+      if (stop_.requested() || replaced()) return cancelled_error();
       MD_CHECK(wait());
       MD_CHECK(take_connections());
       MD_CHECK(examine_candidates());
@@ -112,6 +113,8 @@ class Door {
   }
 
  private:
+  bool replaced() const noexcept { return expected_.replaced != nullptr && expected_.replaced->requested(); }
+
   Result<void> wait() {
     std::vector<pollfd> fds = {{stop_.fd(), POLLIN, 0}, {listener_.fd(), POLLIN, 0}};
     // While the channels are awaited the main stream's bytes stay unread; only its end is of interest.
@@ -127,6 +130,7 @@ class Door {
       const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(next - SteadyClock::now()).count() + 1;
       timeout = static_cast<int>(std::clamp<long>(left, 0, partial_ ? recheck.count() : 60000));
     }
+    if (expected_.replaced != nullptr) fds.push_back({expected_.replaced->fd(), POLLIN, 0});
     if (::poll(fds.data(), fds.size(), timeout) < 0 && errno != EINTR) return Error::from_errno("wait for a source");
     if (source_.main && fds[2].revents != 0)
       return wire_error(fmt::format("the source went away while its multifd channels were awaited ({})", how_many()));
@@ -167,7 +171,7 @@ class Door {
     const auto now = SteadyClock::now();
     for (auto it = candidates_.begin(); it != candidates_.end();) {
       std::string reason;
-      Verdict verdict = examine(*it, expected_.multifd_channels > 0, reason);
+      Verdict verdict = examine(*it, begins_, expected_.multifd_channels > 0, reason);
       if (verdict == Verdict::main && source_.main) {
         reason = "a second migration stream";
         verdict = Verdict::drop;
@@ -185,8 +189,16 @@ class Door {
       it = candidates_.erase(it);
       MD_CHECK(sort(std::move(channel), verdict, reason));
       // The first is the source; who stands behind it is not asked any more.
-      if (source_.main && expected_.multifd_channels == 0) return {};
+      if (source_.main && expected_.multifd_channels == 0) return take_silent();
     }
+    return {};
+  }
+
+  // The source's second connection, if it is there: the first of those that have not said a word.
+  Result<void> take_silent() {
+    const auto silent = std::find_if(candidates_.begin(), candidates_.end(),
+                                     [](const Candidate& candidate) { return !has_bytes(candidate); });
+    if (expected_.preempt && silent != candidates_.end()) source_.preempt = std::move(silent->channel);
     return {};
   }
 
@@ -255,6 +267,7 @@ class Door {
   transports::Listener& listener_;
   StopSource& stop_;
   const ExpectedSource expected_;
+  Bytes begins_;  // of the main stream
   std::vector<Candidate> candidates_;
   IncomingChannels source_;
   std::size_t here_ = 0;              // multifd channels
@@ -273,6 +286,22 @@ Result<IncomingChannels> accept_source(transports::Listener& listener, StopSourc
   auto source = door.wait_for_source();
   if (!source) door.say_no();
   return source;
+}
+
+Result<std::unique_ptr<transports::Channel>> accept_preempt(transports::Listener& listener, StopSource& stop,
+                                                            const transports::Channel& main) {
+  const auto deadline = SteadyClock::now() + channels_wait;
+  while (true) {
+    MD_TRY(auto channel, listener.accept_ready(stop));
+    if (channel) return channel;
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - SteadyClock::now()).count();
+    if (left <= 0) return wire_error("preempt channel: the source did not connect in time");
+    pollfd fds[] = {{stop.fd(), POLLIN, 0}, {listener.fd(), POLLIN, 0}, {main.readable_fd(), POLLRDHUP, 0}};
+    if (::poll(fds, 3, static_cast<int>(left)) < 0 && errno != EINTR)
+      return Error::from_errno("wait for the preempt channel");
+    if (fds[0].revents != 0) return cancelled_error();
+    if (fds[2].revents != 0) return wire_error("preempt channel: the source went away before it connected");
+  }
 }
 
 }  // namespace migrationd::migration

@@ -14,9 +14,17 @@
 // still connecting then has failed, and another may come. A hello that is a hello but not one of ours (wrong UUID,
 // number out of range or there already) fails the migration at once: that source would lose memory.
 //
+// With a preempt channel (docs/spec/postcopy.md section 10.1) there is one more connection, which says nothing and is
+// known by its order only: it is the first silent one of the source. It may be there before the main stream's first
+// byte, or come seconds later, so accept_source() takes it along if it is there and accept_preempt() waits for it when
+// it is needed.
+//
+// A recovery's main stream has no header: it begins with its first command.
+//
 // Thread: the mover. Ends with the stop.
 #pragma once
 
+#include "base/bytes.hpp"
 #include "base/result.hpp"
 #include "base/stop.hpp"
 #include "protocol/stream/configuration.hpp"
@@ -36,15 +44,23 @@ inline constexpr auto channels_wait = std::chrono::seconds(10);
 struct ExpectedSource {
   unsigned multifd_channels = 0;
   std::optional<stream::Uuid> uuid;  // nothing: any, but the same on all channels
+  bool preempt = false;
+  Bytes main_begins = {};                // how the main stream begins; empty: with the header
+  const StopSource* replaced = nullptr;  // ends the wait as the stop does; the channels live on
 };
 
 struct IncomingChannels {
   std::unique_ptr<transports::Channel> main;                  // its header is still unread
   std::vector<std::unique_ptr<transports::Channel>> multifd;  // by number; their hellos are read
   std::optional<stream::Uuid> uuid;                           // what the hellos said; not all zero
+  std::unique_ptr<transports::Channel> preempt;               // if it is there yet
 };
 
 Result<IncomingChannels> accept_source(transports::Listener& listener, StopSource& stop,
                                        const ExpectedSource& expected);
+
+// The next connection, within channels_wait. An error too when the main stream's source goes away meanwhile.
+Result<std::unique_ptr<transports::Channel>> accept_preempt(transports::Listener& listener, StopSource& stop,
+                                                            const transports::Channel& main);
 
 }  // namespace migrationd::migration

@@ -28,6 +28,8 @@ class MoverEvents {
   // The guest was stopped (runs again): STOP and RESUME.
   virtual void guest_stopped() = 0;
   virtual void guest_resumed() = 0;
+  // postcopy-paused, and why.
+  virtual void paused(const Error& why) = 0;
 };
 
 using Clock = std::chrono::steady_clock;

@@ -108,6 +108,9 @@ Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp:
     return plan_error("migration mode 'cpr-reboot' is not built into this daemon yet");
   }
   if (capabilities.has(Capability::mapped_ram)) MD_CHECK(check_mapped_ram(capabilities, parameters));
+  if (capabilities.has(Capability::postcopy_ram)) {
+    return plan_error("This build receives by postcopy, it does not send: switch postcopy-ram off");
+  }
   if (!parameters.tls_creds.empty()) {
     return plan_error("TLS is not built into this daemon yet: clear tls-creds");
   }
@@ -136,6 +139,10 @@ Result<DestinationPlan> make_destination_plan(const Capabilities& capabilities,
   DestinationPlan plan;
   plan.mapped = mapped_plan(capabilities, parameters, address);
   plan.switchover_ack = capabilities.has(Capability::switchover_ack);
+  if (capabilities.has(Capability::postcopy_ram)) {
+    plan.postcopy = PostcopyArrivalPlan{capabilities.has(Capability::postcopy_preempt),
+                                        capabilities.has(Capability::postcopy_blocktime)};
+  }
   plan.multifd = multifd_plan(capabilities, parameters);
   return plan;
 }

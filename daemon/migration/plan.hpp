@@ -55,11 +55,20 @@ struct SourcePlan {
   std::optional<MultifdPlan> multifd;
 };
 
+// The source may start a postcopy (docs/spec/postcopy.md).
+struct PostcopyArrivalPlan {
+  // Pages asked for come on a connection of their own.
+  bool preempt = false;
+  // Count how long the guest waits.
+  bool blocktime = false;
+};
+
 struct DestinationPlan {
   std::optional<MappedPlan> mapped;
   // The stream says paused, but who saved it had stopped the machine for that: it goes on.
   bool goes_on = false;
   bool switchover_ack = false;
+  std::optional<PostcopyArrivalPlan> postcopy;
   std::optional<MultifdPlan> multifd;
 };
 

@@ -27,6 +27,9 @@ class DaemonService::PostingEvents final : public MoverEvents {
   void guest_resumed() override {
     service_.post_([&service = service_] { service.events_.resume(); });
   }
+  void paused(const Error& why) override {
+    service_.post_([&service = service_, text = why.text()] { service.take_paused(text); });
+  }
 
  private:
   DaemonService& service_;
@@ -45,6 +48,7 @@ struct DaemonService::Run {
   std::uint64_t id = 0;
   std::unique_ptr<StopSource> stop;
   std::unique_ptr<Gate> continue_gate;
+  std::unique_ptr<RecoveryControl> recovery;  // of a destination
   std::shared_ptr<Progress> progress;
   PostingEvents events;
   bool exit_on_error = false;

@@ -144,4 +144,11 @@ Result<bool> RunControl::start_if_wanted() {
   return run_locked();
 }
 
+void RunControl::incoming_lost() {
+  const std::lock_guard lock(mutex_);
+  machine_ = nullptr;
+  ownership_ = Ownership::none;
+  state_ = RunState::inmigrate;
+}
+
 }  // namespace migrationd::migration

@@ -64,6 +64,8 @@ class RunControl {
   // After the answer to the source: starts the machine if its state and ours ask for it. True: RESUME is to be
   // emitted.
   Result<bool> start_if_wanted();
+  // A postcopy ended without its memory: there is no machine any more.
+  void incoming_lost();
 
  private:
   Result<bool> run_locked();

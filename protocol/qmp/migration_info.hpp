@@ -169,6 +169,7 @@ struct MigrationInfo {
   std::optional<std::vector<std::string>> blocked_reasons;
   std::optional<std::uint64_t> postcopy_blocktime;                    // ms
   std::optional<std::vector<std::uint64_t>> postcopy_vcpu_blocktime;  // ms each
+  std::optional<std::vector<std::uint64_t>> postcopy_latency_dist;    // faults per power of two of microseconds
   std::optional<std::vector<SocketAddress>> socket_address;
   std::optional<std::uint64_t> dirty_limit_throttle_time_per_round;  // us
   std::optional<std::uint64_t> dirty_limit_ring_full_time;           // us
@@ -186,6 +187,8 @@ struct MigrationInfo {
                            opt("blocked-reasons", &S::blocked_reasons, "why an outgoing migration would be refused"),
                            opt("postcopy-blocktime", &S::postcopy_blocktime, "ms"),
                            opt("postcopy-vcpu-blocktime", &S::postcopy_vcpu_blocktime, "ms per vCPU"),
+                           opt("__org.migrationd_postcopy-latency-dist", &S::postcopy_latency_dist,
+                               "faults that were served within [2^i, 2^(i+1)) us"),
                            opt("socket-address", &S::socket_address, "destination: where it listens"),
                            opt("dirty-limit-throttle-time-per-round", &S::dirty_limit_throttle_time_per_round, "us"),
                            opt("dirty-limit-ring-full-time", &S::dirty_limit_ring_full_time, "us"));

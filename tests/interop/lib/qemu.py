@@ -22,7 +22,7 @@ class Qemu(Host):
                  incoming: bool = False, paused: bool = False, machine: str = MACHINE, memfd: bool = False,
                  namespace: str | None = None, pass_fds: tuple[int, ...] = (),
                  limits: dict[int, int] | None = None, own_firmware: bool = False,
-                 memory_options: str = "", options: list[str] | None = None):
+                 memory_options: str = "", options: list[str] | None = None, huge_pages: bool = False):
         self.version = version
         self.guest = guest
         self.serial_path = folder / f"{name}.serial"
@@ -37,6 +37,9 @@ class Qemu(Host):
         if memory_options:
             argv += ["-machine", f"{machine},memory-backend=mem", "-object",
                      f"memory-backend-ram,id=mem,size={memory_mib}M,{memory_options}"]
+        elif huge_pages:
+            argv += ["-machine", f"{machine},memory-backend=mem", "-object",
+                     f"memory-backend-memfd,id=mem,size={memory_mib}M,hugetlb=on,hugetlbsize=2M,share=on"]
         elif memfd:
             argv += ["-machine", f"{machine},memory-backend=mem", "-object",
                      f"memory-backend-memfd,id=mem,size={memory_mib}M,share=on"]
