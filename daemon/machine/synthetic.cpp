@@ -215,6 +215,12 @@ Result<std::optional<std::string>> SyntheticMachine::load_devices(DeviceState st
 Result<nlohmann::json> SyntheticMachine::verify(const StopSource& stop) {
   if (is_running()) return machine_error("verify: the synthetic machine runs; stop it first");
   if (!has_guest_) return machine_error("verify: the synthetic machine is empty");
+  if (const auto page = threads_->wrong_page()) {
+    return machine_error(
+        fmt::format("verify: the guest read page {} of '{}' and found something else than it had "
+                    "written there",
+                    *page, synthetic_ram_name));
+  }
   const GuestShape guest = shape();
   synthetic::Ledger ledger(guest, {devices_.guest.writes.begin(), devices_.guest.writes.begin() + guest.threads});
   MD_TRY(const synthetic::Proof memory,

@@ -148,6 +148,15 @@ void GuestThreads::sleep_until(Clock::time_point time) {
   changed_.wait_until(lock, time, [this] { return wish_ != Wish::run; });
 }
 
+// `rounds`: how often the page was written before, which is its generation; at 0 it may never have been filled.
+void GuestThreads::look_at(std::uint64_t logical, std::uint64_t page, std::uint64_t rounds) noexcept {
+  const std::byte* const at = view_ + page * ram::page_size;
+  const bool filled = rounds > 0 || logical < shape_.touched_pages;
+  if (filled ? page_begins(at, {page_number(0, page), rounds, shape_.seed}) : page_begins_zero(at)) return;
+  std::uint64_t expected = no_page;
+  wrong_page_.compare_exchange_strong(expected, page, std::memory_order_relaxed);
+}
+
 void GuestThreads::write_pages(Writer& writer) {
   Allowance allowance(rate_);
   Clock::duration busy{};
@@ -163,6 +172,7 @@ void GuestThreads::write_pages(Writer& writer) {
       const std::uint64_t page = places_.physical(writer.first + index);
       // This write's number is its round, so the page's new generation is that plus one.
       const std::uint64_t generation = writer.writes / writer.order.pages() + 1;
+      look_at(writer.first + index, page, generation - 1);
       write_page(view_ + page * ram::page_size, {page_number(0, page), generation, shape_.seed});
       ++writer.writes;
     }

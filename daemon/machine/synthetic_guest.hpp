@@ -25,6 +25,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -56,6 +57,12 @@ class GuestThreads {
   bool pause();
   void set_throttle(unsigned percent) noexcept { throttle_.store(percent, std::memory_order_relaxed); }
   Counters counters() const;
+  // A page of the block that a writer found to be something else than it had left there, before it wrote it again: the
+  // only proof of what the guest *read*, for the page looks right afterwards. The first, while these threads live.
+  std::optional<std::uint64_t> wrong_page() const noexcept {
+    const std::uint64_t page = wrong_page_.load(std::memory_order_relaxed);
+    return page == no_page ? std::nullopt : std::optional(page);
+  }
 
  private:
   enum class Wish : std::uint8_t { rest, run, end };
@@ -69,6 +76,7 @@ class GuestThreads {
   template <class Run>
   void live(Run run);
   void write_pages(Writer& writer);
+  void look_at(std::uint64_t logical, std::uint64_t page, std::uint64_t rounds) noexcept;
   void tick();
   void log_tick() const;
   // Sleeps until `time`, or shorter when the guest shall rest.
@@ -87,6 +95,8 @@ class GuestThreads {
   std::uint64_t running_time_;
   std::atomic<unsigned> throttle_{0};
   std::atomic<bool> interrupted_{true};
+  static constexpr std::uint64_t no_page = ~std::uint64_t{0};
+  std::atomic<std::uint64_t> wrong_page_{no_page};
 
   std::mutex mutex_;  // guards wish_ and resting_; see above
   std::condition_variable changed_;

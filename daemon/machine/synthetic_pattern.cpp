@@ -75,6 +75,16 @@ bool page_is(const std::byte* from, const PageIdentity& identity) noexcept {
   return (difference[0] | difference[1]) == 0;
 }
 
+__attribute__((no_sanitize("thread"))) bool page_begins(const std::byte* from, const PageIdentity& identity) noexcept {
+  const auto header = header_of(identity);
+  return std::memcmp(from, header.data(), sizeof header) == 0;
+}
+
+__attribute__((no_sanitize("thread"))) bool page_begins_zero(const std::byte* from) noexcept {
+  const std::array<std::uint64_t, header_words> zeros{};
+  return std::memcmp(from, zeros.data(), sizeof zeros) == 0;
+}
+
 bool page_is_zero(const std::byte* from) noexcept {
   Lanes any{};
   for (std::size_t i = 0; i < ram::page_size / sizeof(Lanes); ++i) {

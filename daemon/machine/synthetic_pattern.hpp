@@ -39,6 +39,9 @@ inline std::uint64_t page_number(std::size_t block, std::uint64_t page) { return
 void write_page(std::byte* to, const PageIdentity& identity) noexcept;
 bool page_is(const std::byte* from, const PageIdentity& identity) noexcept;
 bool page_is_zero(const std::byte* from) noexcept;
+// Only the header is looked at: what a guest can afford with every page it writes.
+bool page_begins(const std::byte* from, const PageIdentity& identity) noexcept;
+bool page_begins_zero(const std::byte* from) noexcept;
 // Why the page is not `expected`, for people: "expected generation 5, found generation 4 (stale)". Slow.
 std::string explain_page(const std::byte* from, const PageIdentity& expected);
 

@@ -110,6 +110,16 @@ TEST_CASE("SyntheticMachine.untouched_memory_stays_holes") {
   CHECK(*machine->ram().at(0).allocated_bytes() == 8U << 20);
 }
 
+TEST_CASE("SyntheticMachine.remembers_that_its_guest_read_something_wrong") {
+  if (!can_track()) return;
+  const auto machine = make("synthetic,ram=4M,working-set=1M,touched=1M,dirty-rate=400M");
+  std::memset(machine->ram().at(0).engine() + 5 * 4096, 0, 4096);
+  // By then the page is right again.
+  run_for(*machine, 50ms);
+  CHECK(verify_error(*machine) ==
+        "verify: the guest read page 5 of 'synthetic.ram' and found something else than it had written there");
+}
+
 TEST_CASE("SyntheticMachine.verify_names_the_page_that_is_wrong") {
   if (!can_track()) return;
   const auto machine = make("synthetic,ram=4M,working-set=1M,touched=1M");
