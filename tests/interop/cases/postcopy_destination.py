@@ -403,7 +403,8 @@ def pull(folder: Path, versions: tuple[str, str], how: Into, machine_type: str =
         source.wait_sweeps(3)
         if how.limit:
             source.parameters(max_postcopy_bandwidth=how.limit)
-        source.parameters(max_bandwidth=20 << 20 if how.when == "after-a-pass" else 1 << 40)
+        # Slow, so that it is not done before it is told to switch; behind the switch another limit counts.
+        source.parameters(max_bandwidth=20 << 20)
         park.incoming("tcp:127.0.0.1:0")
         source.migrate(f"tcp:127.0.0.1:{park.listening_port()}")
         if how.when == "after-a-pass":
