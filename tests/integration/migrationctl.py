@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 import time
 import unittest
 
@@ -56,6 +57,43 @@ class Usage(unittest.TestCase):
         status, out, _ = self.ask("--version")
         self.assertEqual(status, DONE)
         self.assertRegex(out, r"^migrationctl \d+\.\d+\.\d+\n$")
+
+
+class Files(unittest.TestCase):
+    """inspect, verify and convert need no daemon and say what is wrong with a file."""
+
+    def ask(self, *words: str) -> tuple[int, str, str]:
+        done = subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=WAIT, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_a_missing_file_is_named(self) -> None:
+        for words in (("inspect", "/nonexistent/x"), ("verify", "/nonexistent/x"),
+                      ("convert", "/nonexistent/x", "/tmp/never-made", "--to", "plain")):
+            status, out, err = self.ask(*words)
+            self.assertEqual((status, out), (REFUSED, ""))
+            self.assertIn("Could not open '/nonexistent/x'", err)
+        self.assertFalse(os.path.exists("/tmp/never-made"))
+
+    def test_unfinished_and_foreign_files_are_told_apart(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "file")
+            for content, kind in ((b"", "incomplete"), (bytes(4096), "incomplete"), (b"hello, world", "unknown"),
+                                  (b"LibvirtQemudPart" + bytes(76), "unknown"),
+                                  (b"LibvirtQemudPart" + bytes([2, 0, 0, 0, 9, 0, 0, 0]) + bytes(80), "incomplete")):
+                with open(path, "wb") as file:
+                    file.write(content)
+                for command in ("inspect", "verify"):
+                    status, out, _ = self.ask("--json", command, path)
+                    answer = json.loads(out)
+                    self.assertEqual((status, answer["kind"], answer["complete"]), (REFUSED, kind, False))
+                status, _, err = self.ask("convert", path, path + ".new", "--to", "plain")
+                self.assertEqual(status, REFUSED, err)
+                self.assertFalse(os.path.exists(path + ".new"))
+
+    def test_wrong_words(self) -> None:
+        for words in (("inspect",), ("verify",), ("convert", "a", "b"), ("convert", "a", "b", "--to", "tape"),
+                      ("save", "--image-format", "sparse", "x")):
+            self.assertEqual(self.ask(*words)[0], USAGE, words)
 
 
 class DaemonUsage(unittest.TestCase):
