@@ -61,8 +61,10 @@ class MultifdSender::Worker {
     job.sync = false;
     job.data.clear();
     job.holes.clear();
-    ready_.store(++put_, std::memory_order_release);
-    work_->ring();
+    // Who works need not be woken. Either this sees that the worker has finished all before, or the worker, which looks
+    // after it has said so, sees this job: that takes the one order of seq_cst.
+    ready_.store(++put_);
+    if (done_.load() == put_ - 1) work_->ring();
   }
   void quit() noexcept {
     quit_.store(true, std::memory_order_release);
@@ -82,15 +84,16 @@ class MultifdSender::Worker {
  private:
   Result<void> run() {
     for (std::size_t done = 0; !quit_.load(std::memory_order_acquire);) {
-      if (ready_.load(std::memory_order_acquire) == done) {
+      if (ready_.load() == done) {
         MD_CHECK(work_->wait(owner_.stop_));
         continue;
       }
       const MultifdJob& job = jobs_[done % jobs_.size()];
       MD_CHECK(job.sync ? send_sync() : send_pages(job));
       estimated.add(job.estimate());
-      done_.store(++done, std::memory_order_release);
-      owner_.progress_->ring();
+      done_.store(++done);
+      // The mover fills several places at a time then, and wakes up half as often.
+      if (ready_.load(std::memory_order_acquire) - done <= jobs_.size() / 2) owner_.progress_->ring();
     }
     return {};
   }
@@ -184,7 +187,7 @@ class MultifdSender::Worker {
   std::unique_ptr<transports::ZeroCopyWriter> zero_copy_;  // everything behind the hello goes through it, or nothing
 
   // Jobs [done_, ready_) are the worker's, the other places the mover's.
-  std::array<MultifdJob, 2> jobs_;
+  std::array<MultifdJob, 4> jobs_;
   std::size_t put_ = 0;  // the mover's own count
   std::atomic<std::size_t> ready_{0};
   std::atomic<std::size_t> done_{0};

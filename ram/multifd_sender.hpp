@@ -4,8 +4,8 @@
 //
 // The mover fills in MultifdJobs, pages of one block each, and hands them over; the job belongs to a worker then. The
 // worker looks for zero pages if it is to, compresses if it is to, and writes header and pages in one gathered write:
-// a page that is not compressed is not copied. A worker holds two jobs at most, the one it works on and the next, so
-// that it need not wait for the mover, and handing over waits for a place: that is the back-pressure.
+// a page that is not compressed is not copied. A worker holds four jobs at most, the one it works on and the next ones,
+// so that it need not wait for the mover, and handing over waits for a place: that is the back-pressure.
 //
 // synchronise() puts a SYNC behind everything handed over, on every channel, and returns when all has been written.
 //

@@ -3,11 +3,11 @@
 // StorePlain: arriving pages into memfd blocks.
 //
 // Ways into a block, chosen per run of pages by what is known of them (CPU seconds per GiB, Linux 6.18, one copy):
-//                       pwritev(memfd)   engine view   engine view, page tables filled by MADV_POPULATE_READ
+//                       pwritev(memfd)   engine view   engine view, page tables filled by reading a byte per 64 KiB
 //   not allocated            0.50             0.80           -       the kernel neither zeroes the page nor faults
 //   allocated                0.35             0.58       0.10 + 0.21 (POPULATE_WRITE would be 0.22 + 0.21)
 //   mapped                   0.35             0.21           -
-// So: pwritev for holes; the engine view for memory that is there. POPULATE_READ is never asked for a hole: it would
+// So: pwritev for holes; the engine view for memory that is there. A hole is never read: that would
 // allocate it. hugetlb has no write(2): always the engine view there.
 //
 // Old bytes. A block may hold the pages of an earlier attempt, or of a guest that ran here. Giving them back to the

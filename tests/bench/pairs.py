@@ -64,11 +64,12 @@ class Pair:
         return procfs.memfd_bytes(host.pid)
 
     def run(self, transport: str, warm: bool = False) -> Sample:
-        link = links.ALL[{"tcp": "tcp4", "multifd": "tcp4", "unix": "unix"}[transport]](self.folder,
+        link = links.ALL[{"unix": "unix"}.get(transport, "tcp4")](self.folder,
                                                                                         f"l{next(_numbers)}")
         with self.destination(warm) as destination:
             for host in (self.source, destination):     # two channels, the default
-                host.capabilities(multifd=transport == "multifd")
+                host.capabilities(multifd=transport.startswith("multifd"))
+                host.parameters(multifd_compression="zstd" if transport == "multifd-zstd" else "none")
             self.source.qmp.events.clear()
             self.source.qmp._seen = 0
             link.listen(destination)

@@ -51,10 +51,31 @@ def throughput(folder: Path, size: int, rounds: int) -> list[Report]:
                 pairs = [qemu, synthetic] if warm else [qemu, parked, synthetic]
                 samples = rounds_of(pairs, rounds, transport, warm)
                 reports.append(_throughput_report(transport, warm, size, samples))
+        # The same bytes at both, so that both compress the same.
+        reports.append(_zstd_report(size, rounds_of([qemu, parked], rounds, "multifd-zstd")))
     finally:
         for pair in (synthetic, parked, qemu):
             pair.close()
     return reports
+
+
+def _zstd_report(size: int, samples: dict[str, list[Sample]]) -> Report:
+    """Level 1, the default; at least QEMU's rate, at no more than its cost."""
+    sent = median([sample.transferred / size for list_ in samples.values() for sample in list_])
+    report = Report("Multifd over tcp with 2 channels and zstd level 1, cold destination",
+                    [f"{size / GIB:g} GiB of the guest's pseudo-random bytes (they become {sent:.2f} of their size); "
+                     "rate of memory, CPU of both sides."])
+    for what, unit, value in (("throughput", "GiB/s", lambda sample: size / GIB / (sample.total_ms / 1000)),
+                              ("CPU per GiB", "s", lambda sample: sample.cpu / (size / GIB))):
+        values = {name: [value(sample) for sample in list_] for name, list_ in samples.items()}
+        theirs = median(values[QemuPair.name])
+        for name, list_ in values.items():
+            ratio = median(list_) / theirs
+            met = ratio >= 1 if unit == "GiB/s" else ratio <= 1
+            target = ">= 1 x" if unit == "GiB/s" else "<= 1 x"
+            ours = name != QemuPair.name
+            report.add(what, name, list_, unit, ratio if ours else None, target if ours else "", met if ours else None)
+    return report
 
 
 def _throughput_report(transport: str, warm: bool, size: int, samples: dict[str, list[Sample]]) -> Report:

