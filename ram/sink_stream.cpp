@@ -23,7 +23,7 @@ SinkStream::SinkStream(RamMap& map, transports::BufferedWriter& writer, const St
     : map_(map),
       writer_(writer),
       counters_(counters),
-      options_(options),
+      options_(std::move(options)),
       pacer_(stop),
       zero_records_(new std::byte[zero_run_pages * stream::zero_record_bytes]) {}
 
@@ -123,6 +123,7 @@ Result<void> SinkStream::write_block_list() {
     stream::RamSetupBlock block;
     block.name = map_.at(i).name();
     block.used_length = map_.at(i).length();
+    if (!options_.page_sizes.empty() && options_.page_sizes[i] != page_size) block.page_size = options_.page_sizes[i];
     list.push_back(std::move(block));
   }
   ByteWriter out;

@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 namespace migrationd::ram {
 
@@ -32,6 +33,8 @@ class SinkStream final : public PageSink {
   struct Options {
     // Holes never sent before are left out; the destination must start from empty memory (store_plain does).
     bool skip_holes = false;
+    // Of a stream that advises postcopy: bytes of the destination's pages, per block. Empty: none.
+    std::vector<std::uint64_t> page_sizes = {};
   };
 
   // All of them outlive it.

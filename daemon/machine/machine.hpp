@@ -16,6 +16,7 @@
 #include "protocol/stream/configuration.hpp"
 #include "protocol/stream/sections.hpp"
 #include "ram/dirty_log.hpp"
+#include "ram/page_origin.hpp"
 #include "ram/ram_map.hpp"
 
 #include <nlohmann/json.hpp>
@@ -66,6 +67,10 @@ class Machine {
   virtual Result<void> pause() = 0;
   // Slows the guest down: 0 = full speed, 99 = nearly stopped. Auto-converge.
   virtual void throttle(unsigned percent) noexcept = 0;
+
+  // Where the pages are, when they are not in ram(): a machine opened lazily from a file, whose ram() is empty and must
+  // not be read. Null: they are in ram().
+  virtual ram::PageOrigin* page_origin() noexcept { return nullptr; }
 
   // Where the guest runs, one mapping in this process per block of ram(), in its order; empty: nothing runs here. For
   // faults on pages that are still to come.

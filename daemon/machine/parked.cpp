@@ -79,6 +79,11 @@ Result<Machine*> ParkedReceiver::prepare_memory(std::span<const stream::RamSetup
   return machine_.get();
 }
 
+Result<void> ParkedReceiver::keep_pages_at(std::unique_ptr<ram::PageOrigin> origin) {
+  machine_->keep_pages_at(std::move(origin));
+  return {};
+}
+
 void ParkedReceiver::note_switchover_start() {
   if (machine_) machine_->set_switchover_start(true);
 }

@@ -32,6 +32,7 @@ class ParkedMachine final : public Machine {
   Result<void> pause() override;
   void throttle(unsigned) noexcept override {}
 
+  ram::PageOrigin* page_origin() noexcept override { return origin_.get(); }
   ram::DirtyLog* dirty_log() noexcept override { return nullptr; }
 
   std::vector<DeviceSection> early_sections() const override;
@@ -40,6 +41,8 @@ class ParkedMachine final : public Machine {
   Result<nlohmann::json> verify(const StopSource& stop) override;
 
   const DeviceState& devices() const noexcept { return devices_; }
+  // Opened lazily: its pages are there, not in ram().
+  void keep_pages_at(std::unique_ptr<ram::PageOrigin> origin) noexcept { origin_ = std::move(origin); }
   // Learned from the stream after construction (SWITCHOVER_START comes late).
   void set_switchover_start(bool sent) noexcept { configuration_.switchover_start = sent; }
 
@@ -47,6 +50,7 @@ class ParkedMachine final : public Machine {
   MachineConfiguration configuration_;
   std::uint32_t ram_section_id_;
   ram::RamMap ram_;
+  std::unique_ptr<ram::PageOrigin> origin_;
   DeviceState devices_;
   std::atomic<bool> running_{false};
 };
@@ -56,6 +60,7 @@ class ParkedReceiver final : public MachineReceiver {
  public:
   Result<void> begin(const MachineConfiguration& configuration) override;
   Result<Machine*> prepare_memory(std::span<const stream::RamSetupBlock> blocks, std::uint32_t ram_section_id) override;
+  Result<void> keep_pages_at(std::unique_ptr<ram::PageOrigin> origin) override;
   void note_switchover_start() override;
   std::unique_ptr<Machine> take() override { return std::move(machine_); }
 

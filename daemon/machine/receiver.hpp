@@ -12,6 +12,7 @@
 #include "base/result.hpp"
 #include "daemon/machine/machine.hpp"
 #include "protocol/stream/ram_setup.hpp"
+#include "ram/page_origin.hpp"
 
 #include <cstdint>
 #include <memory>
@@ -31,6 +32,8 @@ class MachineReceiver {
   // to it that what is never received reads as zero in the end.
   virtual Result<Machine*> prepare_memory(std::span<const stream::RamSetupBlock> blocks,
                                           std::uint32_t ram_section_id) = 0;
+  // The machine that prepare_memory() gave has its pages there, and its memory stays empty. Error: not this machine.
+  virtual Result<void> keep_pages_at(std::unique_ptr<ram::PageOrigin> origin) = 0;
   // The source sent SWITCHOVER_START: it is a machine of QEMU 10.0 or newer.
   virtual void note_switchover_start() = 0;
   // The machine that this receiver made, once everything was loaded; null when the machine was there before.
@@ -45,6 +48,9 @@ class ResidentReceiver final : public MachineReceiver {
   Machine* resident() noexcept override { return &machine_; }
   Result<void> begin(const MachineConfiguration& configuration) override;
   Result<Machine*> prepare_memory(std::span<const stream::RamSetupBlock> blocks, std::uint32_t ram_section_id) override;
+  Result<void> keep_pages_at(std::unique_ptr<ram::PageOrigin>) override {
+    return machine_error("only a parked machine can be opened without being loaded");
+  }
   void note_switchover_start() override {}
   std::unique_ptr<Machine> take() override { return nullptr; }
 

@@ -64,6 +64,8 @@ Result<void> DaemonService::replace_capabilities(const qmp::Capabilities& capabi
 void DaemonService::replace_parameters(const qmp::MigrationParameters& parameters) {
   parameters_ = parameters;
   limits_.max_bandwidth = parameters.max_bandwidth;
+  limits_.max_postcopy_bandwidth = parameters.max_postcopy_bandwidth;
+  limits_.postcopy_background = parameters.postcopy_background;
   limits_.avail_switchover_bandwidth = parameters.avail_switchover_bandwidth;
   limits_.xbzrle_cache_size = parameters.xbzrle_cache_size;
   limits_.downtime_limit_ms = parameters.downtime_limit;
@@ -136,11 +138,13 @@ Result<std::unique_ptr<DaemonService::Run>> DaemonService::new_run() {
 // --- outgoing ---------------------------------------------------------------------------------------------------
 
 Result<void> DaemonService::migrate(const transports::Address& address, bool resume, transports::FdSource& fds) {
+  if (resume) return resume_migration(address, fds);
   MD_TRY(SourcePlan plan, make_source_plan(capabilities_, parameters_, address));
-  if (resume) return plan_error("Cannot resume if there is no paused migration");
   MD_CHECK(check_idle());
   MD_CHECK(run_control_.check_may_migrate());
+  MD_CHECK(check_resumable(plan));
   MD_TRY(auto run, new_run());
+  MD_TRY(run->postcopy, PostcopyControl::make());
 
   start_status(Direction::outgoing);
   transports::ConnectOptions connect;
@@ -153,10 +157,43 @@ Result<void> DaemonService::migrate(const transports::Address& address, bool res
   }
   last_peer_ = transports::to_string(address);
   run->progress = progress_;
-  run->source = std::make_unique<MigrationSource>(plan, std::move(*target), options_.uuid, *machine_, run_control_,
-                                                  limits_, *progress_, run->events, *run->stop, *run->continue_gate);
+  run->source = std::make_unique<MigrationSource>(std::move(plan), std::move(*target), options_.uuid, *machine_,
+                                                  run_control_, limits_, *progress_, run->events, *run->stop,
+                                                  *run->continue_gate, *run->postcopy);
   run_ = std::move(run);
   return start_mover([](Run& started) { started.source_outcome = started.source->run(); });
+}
+
+// What the capability instant-resume is for, and what else cannot be done with a machine that is still in its file.
+Result<void> DaemonService::check_resumable(const SourcePlan& plan) const {
+  const bool at_once = plan.postcopy && plan.postcopy->at_once;
+  if (machine_->page_origin() != nullptr && !at_once) {
+    return machine_error(
+        "The machine's memory is still in the file it was opened from: it can be sent by instant resume only "
+        "(capabilities postcopy-ram and __org.migrationd_instant-resume); load the file without the latter for the "
+        "rest");
+  }
+  if (!at_once || run_control_.outgoing_state_name() == "running") return {};
+  return machine_error(fmt::format(
+      "The machine is not running (its state is '{}'), and a postcopy destination runs what it gets: 'cont' here lets "
+      "it run there; a destination started with -S keeps it stopped",
+      printable(run_control_.outgoing_state_name())));
+}
+
+// A new connection for a paused postcopy. The mover takes it up.
+Result<void> DaemonService::resume_migration(const transports::Address& address, transports::FdSource& fds) {
+  if (!run_ || !run_->source || lifecycle_.status() != MigrationStatus::postcopy_paused) {
+    return plan_error("Cannot resume if there is no paused migration");
+  }
+  // The capabilities cannot have changed meanwhile; the address can.
+  MD_TRY(const SourcePlan plan, make_source_plan(capabilities_, parameters_, address));
+  if (!plan.postcopy) return plan_error("Postcopy needs a destination that can ask for pages (tcp, unix, vsock, fd)");
+  transports::ConnectOptions connect;
+  connect.allow_exec = options_.allow_exec;
+  MD_TRY(auto target, transports::prepare_outgoing(address, fds, connect));
+  last_peer_ = transports::to_string(address);
+  run_->postcopy->give_target(std::move(target));
+  return {};
 }
 
 void DaemonService::finish_outgoing(Run& run) {
@@ -199,7 +236,7 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
   transports::ListenOptions listen;
   listen.allow_exec = options_.allow_exec;
   listen.inherited_fds = options_.inherited_fds;
-  listen.pages = page_access(plan.mapped);
+  listen.pages = plan.lazy ? transports::PageAccess::cached : page_access(plan.mapped);
   if (plan.multifd) listen.backlog = static_cast<int>(plan.multifd->channels) + 1;
   if (plan.postcopy && plan.postcopy->preempt) listen.backlog = 2;
   listen.filter = std::move(file.filter);
@@ -300,7 +337,9 @@ bool DaemonService::in_postcopy() const noexcept {
 }
 
 Result<void> DaemonService::cancel() {
-  if (in_postcopy() || (lifecycle_.in_progress() && run_ && run_->recovery && !run_->recovery->cancel())) {
+  const bool ours_already =
+      run_ && ((run_->postcopy && !run_->postcopy->cancel()) || (run_->recovery && !run_->recovery->cancel()));
+  if (in_postcopy() || (lifecycle_.in_progress() && ours_already)) {
     return plan_error("Postcopy migration in progress, cannot cancel.");
   }
   if (!lifecycle_.cancel()) return {};
@@ -312,8 +351,7 @@ Result<void> DaemonService::cancel() {
 Result<void> DaemonService::yank() {
   if (!run_) return plan_error("Instance not found");
   // Broken, not cancelled: the migration ends as failed; a postcopy pauses.
-  if (in_postcopy() && run_->recovery) {
-    run_->recovery->break_connections();
+  if (in_postcopy() && run_->break_connections()) {
     return {};
   }
   run_->stop->request();
@@ -330,14 +368,20 @@ Result<void> DaemonService::continue_from(MigrationStatus state) {
 }
 
 Result<void> DaemonService::start_postcopy() {
-  return plan_error("Enable postcopy with migrate_set_capability before the start of migration");
+  if (!capabilities_.has(Capability::postcopy_ram)) {
+    return plan_error("Enable postcopy with migrate_set_capability before the start of migration");
+  }
+  if (lifecycle_.status() == MigrationStatus::none) {
+    return plan_error("Postcopy must be started after migration has been started");
+  }
+  if (run_ && run_->postcopy) run_->postcopy->start();
+  return {};
 }
 
 Result<void> DaemonService::pause_migration() {
   const MigrationStatus status = lifecycle_.status();
   const bool can = status == MigrationStatus::postcopy_active || status == MigrationStatus::postcopy_recover;
-  if (can && run_ && run_->recovery) {
-    run_->recovery->break_connections();
+  if (can && run_ && run_->break_connections()) {
     return {};
   }
   return plan_error("migrate-pause is currently only supported during postcopy-active or postcopy-recover state");
@@ -398,6 +442,7 @@ std::string DaemonService::fate_of_machine() const {
       break;
   }
   if (run_control_.state() == qmp::RunState::postmigrate) return "the machine was saved to a file";
+  if (machine_->page_origin() != nullptr) return "the machine is still in the file it was opened from";
   return machine_->kind() == MachineKind::parked ? "the parked machine is lost: it was held in memory only"
                                                  : "the machine ends with this process";
 }

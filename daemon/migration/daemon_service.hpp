@@ -94,6 +94,7 @@ class DaemonService final : public MigrationService {
   void take_status(qmp::MigrationStatus status);
   void take_paused(const std::string& why);
   void take_pass(std::uint64_t pass);
+  Result<void> resume_migration(const transports::Address& address, transports::FdSource& fds);
   void emit_status();
   Result<void> start_mover(void (*work)(Run&));
   void finish_run(std::uint64_t id);
@@ -102,6 +103,7 @@ class DaemonService final : public MigrationService {
   bool in_postcopy() const noexcept;
   void log_summary(const Run& run, const Result<void>& result) const;
   Result<void> check_idle() const;
+  Result<void> check_resumable(const SourcePlan& plan) const;
   void on_worker_done();
   qmp::XbzrleCacheStats xbzrle_stats() const;
   qmp::MigrationRamStats ram_stats() const;

@@ -20,6 +20,11 @@ bool is_active_like(MigrationStatus status) noexcept {
          status == MigrationStatus::device || status == MigrationStatus::cancelling;
 }
 
+bool is_postcopy(MigrationStatus status) noexcept {
+  return status == MigrationStatus::postcopy_active || status == MigrationStatus::postcopy_paused ||
+         status == MigrationStatus::postcopy_recover_setup || status == MigrationStatus::postcopy_recover;
+}
+
 qmp::MachineOwner owner_of(Ownership ownership) noexcept {
   switch (ownership) {
     case Ownership::none:
@@ -65,14 +70,18 @@ qmp::MigrationRamStats DaemonService::ram_stats() const {
   const Progress& from = *progress_;
   const bool completed = lifecycle_.status() == MigrationStatus::completed;
   qmp::MigrationRamStats stats;
-  stats.transferred = from.transferred;
+  const bool postcopy = is_postcopy(lifecycle_.status());
+  const std::uint64_t postcopy_pages = from.postcopy.normal_pages;
+  stats.transferred = from.transferred + from.postcopy.bytes;
+  stats.postcopy_bytes = from.postcopy.bytes;
+  stats.postcopy_requests = from.postcopy.requests;
   stats.multifd_bytes = from.multifd_bytes;
   stats.dirty_sync_missed_zero_copy = from.missed_zero_copy;
-  stats.remaining = completed ? 0 : from.remaining.load();
+  stats.remaining = completed ? 0 : postcopy ? from.postcopy.due_bytes.load() : from.remaining.load();
   stats.total = from.ram_total;
-  stats.duplicate = from.zero_pages;
-  stats.normal = from.normal_pages;
-  stats.normal_bytes = from.normal_pages * ram::page_size;
+  stats.duplicate = from.zero_pages + from.postcopy.zero_pages;
+  stats.normal = from.normal_pages + postcopy_pages;
+  stats.normal_bytes = stats.normal * ram::page_size;
   stats.dirty_pages_rate = completed ? 0 : from.dirty_pages_rate.load();
   stats.dirty_sync_count = from.passes;
   stats.page_size = ram::page_size;
@@ -81,7 +90,7 @@ qmp::MigrationRamStats DaemonService::ram_stats() const {
   stats.downtime_bytes = from.downtime_bytes;
   double bytes_per_second = from.bytes_per_second;
   if (completed && from.total_ms > 0) {
-    bytes_per_second = static_cast<double>(from.transferred) * 1000 / static_cast<double>(from.total_ms);
+    bytes_per_second = static_cast<double>(stats.transferred) * 1000 / static_cast<double>(from.total_ms);
   }
   stats.mbps = bytes_per_second * 8 / 1e6;
   return stats;
@@ -120,7 +129,8 @@ qmp::MigrationInfo DaemonService::info() const {
     return info;
   }
   const bool completed = status == MigrationStatus::completed;
-  if (!is_active_like(status) && !completed) return info;
+  const bool postcopy = is_postcopy(status);
+  if (!is_active_like(status) && !postcopy && !completed) return info;
   info.setup_time = static_cast<std::uint64_t>(progress_->setup_ms.load());
   info.ram = ram_stats();
   if (capabilities_.has(qmp::Capability::xbzrle)) info.xbzrle_cache = xbzrle_stats();
@@ -130,6 +140,10 @@ qmp::MigrationInfo DaemonService::info() const {
     return info;
   }
   info.total_time = milliseconds_since(started_);
+  if (postcopy) {
+    info.downtime = static_cast<std::uint64_t>((progress_->downtime_us.load() + 999) / 1000);
+    return info;
+  }
   const std::int64_t expected = progress_->expected_downtime_ms;
   info.expected_downtime = expected < 0 ? parameters_.downtime_limit : static_cast<std::uint64_t>(expected);
   if (const unsigned percent = progress_->throttle_percent; percent != 0) info.cpu_throttle_percentage = percent;

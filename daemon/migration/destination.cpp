@@ -12,8 +12,10 @@
 #include "protocol/stream/return_path.hpp"
 #include "ram/decode_next.hpp"
 #include "ram/multifd_receiver.hpp"
+#include "ram/origin_file.hpp"
 #include "ram/ram_section_reader.hpp"
 #include "ram/store_plain.hpp"
+#include "ram/stream_index.hpp"
 #include "transports/positional_file.hpp"
 
 #include <fmt/format.h>
@@ -88,11 +90,14 @@ Result<void> MigrationDestination::run_phases() {
 }
 
 Result<void> MigrationDestination::accept() {
-  if (plan_.mapped) {
+  if (plan_.mapped || plan_.lazy) {
     MD_TRY(transports::MappedFile file, target_->take_file(stop_));
     file_ = file.stream.get();
     page_fd_ = std::move(file.pages);
     channel_ = std::move(file.stream);
+    if (plan_.lazy) {
+      MD_TRY(file_guard_, ram::FileGuard::of(page_fd_.get()));
+    }
   } else if (auto* listener = target_->listener()) {
     ExpectedSource expected;
     if (plan_.multifd) {
@@ -172,7 +177,7 @@ Result<void> MigrationDestination::handle_element(const stream::Element& element
     if (multifd_) multifd_->begin_last_section();
     MD_CHECK(read_ram_body(end->section_id));
     // Before the devices: they may look at memory, and what never came is zero.
-    auto finished = store_->finish();
+    auto finished = plan_.lazy ? keep_pages_in_file() : store_->finish();
     if (!finished) return std::move(finished).error().with("section 'ram': what was not sent");
     ram_ended_ = true;
     return {};
@@ -248,7 +253,17 @@ Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header
   ram_section_id_ = header.section_id;
   progress_.ram_total = machine_->ram().total_bytes();
 
-  if (postcopy_->advised()) MD_CHECK(postcopy_->begin_memory(*machine_, *blocks));
+  if (plan_.lazy) {
+    MD_CHECK(index_pages());
+  } else {
+    if (postcopy_->advised()) MD_CHECK(postcopy_->begin_memory(*machine_, *blocks));
+    MD_CHECK(prepare_store());
+  }
+  if (plan_.multifd) MD_CHECK(start_channels());
+  return read_ram_body(header.section_id);
+}
+
+Result<void> MigrationDestination::prepare_store() {
   MD_TRY(store_, ram::StorePlain::make(machine_->ram()));
   if (plan_.mapped) {
     auto loaded = load_mapped_pages();
@@ -257,8 +272,26 @@ Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header
     ram_reader_ =
         std::make_unique<ram::RamSectionReader>(*reader_, machine_->ram(), postcopy_->noting(*store_), counters_);
   }
-  if (plan_.multifd) MD_CHECK(start_channels());
-  return read_ram_body(header.section_id);
+  return {};
+}
+
+// Pages with places need no index; those of a plain stream are found while its bodies are gone through.
+Result<void> MigrationDestination::index_pages() {
+  if (plan_.mapped) return {};
+  index_ = std::make_unique<ram::StreamIndex>(machine_->ram(), *file_, file_guard_->size(), stop_);
+  return {};
+}
+
+Result<void> MigrationDestination::keep_pages_in_file() {
+  std::vector<ram::BlockPlaces> places;
+  if (index_) places = std::move(*index_).take();
+  for (const ram::MappedBlock& mapped : mapped_blocks_) {
+    MD_TRY(ram::BlockPlaces block, ram::places_of(mapped, *file_));
+    places.push_back(std::move(block));
+  }
+  MD_CHECK(file_guard_->check(page_fd_.get()));
+  return receiver_->keep_pages_at(
+      std::make_unique<ram::OriginFile>(std::move(page_fd_), *file_guard_, std::move(places)));
 }
 
 // What they have sent so far waits in their sockets: nothing can be taken before the block list is known.
@@ -289,6 +322,7 @@ Result<void> MigrationDestination::load_mapped_pages() {
 
 Result<void> MigrationDestination::read_records() {
   if (ram_reader_) return ram_reader_->read_body();
+  if (index_) return index_->read_body(*reader_);
   MD_TRY([[maybe_unused]] const bool ended, decode_next(*reader_, stream::decode_mapped_ram_body));
   return {};
 }

@@ -26,6 +26,7 @@
 #include "protocol/stream/return_path.hpp"
 #include "protocol/stream/sections.hpp"
 #include "ram/counters.hpp"
+#include "ram/file_guard.hpp"
 #include "ram/mapped_loader.hpp"
 #include "transports/buffered.hpp"
 #include "transports/listen.hpp"
@@ -41,6 +42,7 @@ namespace migrationd::ram {
 class MultifdReceiver;
 class RamSectionReader;
 class StorePlain;
+class StreamIndex;
 }  // namespace migrationd::ram
 namespace migrationd::stream {
 class DeviceTail;
@@ -85,6 +87,9 @@ class MigrationDestination {
   Result<void> start_channels();
   Result<void> begin_ram(const stream::SectionHeader& header);
   Result<std::vector<stream::RamSetupBlock>> read_block_list();
+  Result<void> prepare_store();
+  Result<void> index_pages();
+  Result<void> keep_pages_in_file();
   Result<void> load_mapped_pages();
   Result<void> refuse_unfinished_file();
   Result<void> read_ram_body(std::uint32_t section_id);
@@ -120,6 +125,9 @@ class MigrationDestination {
   ram::ReceiveCounters counters_;
   std::unique_ptr<ram::StorePlain> store_;
   std::vector<ram::MappedBlock> mapped_blocks_;
+  // Of a file opened lazily: as it was before anything was read; and where a plain stream's pages are.
+  std::optional<ram::FileGuard> file_guard_;
+  std::unique_ptr<ram::StreamIndex> index_;
   std::vector<std::unique_ptr<transports::Channel>> channels_;  // of multifd, until there is memory
   std::optional<stream::Uuid> multifd_uuid_;
   std::unique_ptr<ram::MultifdReceiver> multifd_;

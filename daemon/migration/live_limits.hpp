@@ -11,6 +11,8 @@ namespace migrationd::migration {
 
 struct LiveLimits {
   std::atomic<std::uint64_t> max_bandwidth{134217728};       // bytes/s; 0: unlimited
+  std::atomic<std::uint64_t> max_postcopy_bandwidth{0};      // bytes/s of background pages; 0: unlimited
+  std::atomic<bool> postcopy_background{true};               // false: pages go on request only
   std::atomic<std::uint64_t> avail_switchover_bandwidth{0};  // bytes/s; 0: measure
   std::atomic<std::uint64_t> xbzrle_cache_size{67108864};    // bytes, a power of two; taken at the next pass
   std::atomic<std::uint64_t> downtime_limit_ms{300};

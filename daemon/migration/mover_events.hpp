@@ -11,6 +11,7 @@
 
 #include "base/result.hpp"
 #include "base/thread_roster.hpp"
+#include "postcopy/server_counters.hpp"
 #include "protocol/qmp/migration_info.hpp"
 #include "ram/counters.hpp"
 
@@ -41,6 +42,7 @@ inline std::uint64_t milliseconds_since(Clock::time_point start) {
 
 struct Progress {
   ThreadRoster threads;
+  postcopy::ServerCounters postcopy;
   ram::XbzrleCounters xbzrle;
   std::atomic<std::uint64_t> ram_total{0};         // bytes
   std::atomic<std::uint64_t> transferred{0};       // bytes on the wire, all channels

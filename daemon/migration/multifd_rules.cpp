@@ -2,20 +2,14 @@
 #include "daemon/migration/multifd_rules.hpp"
 
 #include <charconv>
-#include <optional>
-#include <utility>
 
 namespace migrationd::migration {
-namespace {
 
-using Version = std::pair<unsigned, unsigned>;
-
-// Of "pc-i440fx-10.0"; nothing for "microvm", "pc-q35-rhel9.6.0".
-std::optional<Version> version_of(std::string_view machine_type) {
+std::optional<MachineVersion> machine_version(std::string_view machine_type) {
   const std::size_t dash = machine_type.rfind('-');
   if (dash == std::string_view::npos) return std::nullopt;
   const char* const end = machine_type.data() + machine_type.size();
-  Version version;
+  MachineVersion version;
   const auto major = std::from_chars(machine_type.data() + dash + 1, end, version.first);
   if (major.ec != std::errc() || major.ptr == end || *major.ptr != '.') return std::nullopt;
   const auto minor = std::from_chars(major.ptr + 1, end, version.second);
@@ -23,14 +17,12 @@ std::optional<Version> version_of(std::string_view machine_type) {
   return version;
 }
 
-}  // namespace
-
 MultifdRules multifd_rules(std::string_view machine_type, qmp::ZeroPageDetection wanted) {
   const bool own = machine_type.starts_with("migrationd-");
-  const auto version = version_of(machine_type);
+  const auto version = machine_version(machine_type);
   MultifdRules rules;
-  rules.sync_per_section = version && *version <= Version{8, 0};
-  const bool reads_zeros_in_packets = own || (version && *version >= Version{9, 0});
+  rules.sync_per_section = version && *version <= MachineVersion{8, 0};
+  const bool reads_zeros_in_packets = own || (version && *version >= MachineVersion{9, 0});
   if (wanted == qmp::ZeroPageDetection::none) {
     rules.zeros = ram::MultifdZeros::none;
   } else if (wanted == qmp::ZeroPageDetection::legacy || !reads_zeros_in_packets) {

@@ -16,9 +16,15 @@
 #include "protocol/qmp/parameters.hpp"
 #include "ram/sink_multifd.hpp"
 
+#include <optional>
 #include <string_view>
+#include <utility>
 
 namespace migrationd::migration {
+
+// Major and minor version in a machine type: {10, 0} of "pc-i440fx-10.0"; nothing for "microvm", "pc-q35-rhel9.6.0".
+using MachineVersion = std::pair<unsigned, unsigned>;
+std::optional<MachineVersion> machine_version(std::string_view machine_type);
 
 struct MultifdRules {
   bool sync_per_section = false;

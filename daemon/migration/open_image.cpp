@@ -31,13 +31,31 @@ stream::ReadAt reading(int fd) {
   };
 }
 
+// Whoever opens pages one by one must know where they are.
+Result<void> look_at_lazy(const transports::FileAddress& file, qmp::Capabilities& capabilities,
+                          transports::FdSource& descriptors) {
+  auto opened = transports::open_file(file, descriptors);
+  if (!opened) return {};
+  MD_TRY(const stream::Image image, stream::recognise_image(reading(opened->fd.get()), file.offset));
+  if (!image.decompressor().empty()) {
+    return plan_error(
+        fmt::format("'{}' is compressed: its pages cannot be had one by one; load it (without "
+                    "__org.migrationd_instant-resume)",
+                    printable(file.path, 4096)));
+  }
+  capabilities.set(Capability::mapped_ram, image.has_places());
+  return {};
+}
+
 }  // namespace
 
 Result<IncomingFile> look_at_incoming(const transports::Address& address, const qmp::Capabilities& capabilities,
                                       transports::FdSource& descriptors) {
   IncomingFile out{address, capabilities, {}, false};
   auto* const file = std::get_if<transports::FileAddress>(&out.address);
-  if (file == nullptr || file->offset != 0) return out;
+  if (file == nullptr) return out;
+  if (capabilities.has(Capability::instant_resume)) MD_CHECK(look_at_lazy(*file, out.capabilities, descriptors));
+  if (file->offset != 0) return out;
   auto opened = transports::open_file(*file, descriptors);
   if (!opened) return out;
   auto image = stream::recognise_image(reading(opened->fd.get()));

@@ -4,7 +4,8 @@
 //
 // `file:PATH` without an offset, of a path or a descriptor set, is looked at; if the file begins with libvirt's header,
 // the stream is taken from where it begins, sparse images as mapped-ram whatever the capability says, compressed ones
-// through the program that the header names. Every other file is opened by the capabilities, as QEMU opens it.
+// through the program that the header names. Every other file is opened by the capabilities, as QEMU opens it; but one
+// that is opened lazily (instant-resume) is mapped-ram or not as it is itself.
 //
 // Thread: control; a few kilobytes are read.
 #pragma once

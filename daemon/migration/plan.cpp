@@ -95,6 +95,25 @@ std::optional<MultifdPlan> multifd_plan(const Capabilities& capabilities, const 
   return plan;
 }
 
+// With the capability on, an address that cannot answer is still good for a save or a plain migration.
+Result<std::optional<PostcopyPlan>> postcopy_plan(const Capabilities& capabilities,
+                                                  const qmp::MigrationParameters& parameters, const Address& address) {
+  const bool at_once = capabilities.has(Capability::instant_resume);
+  if (!capabilities.has(Capability::postcopy_ram) || !can_answer(address)) {
+    // A save goes to a file as ever.
+    if (!at_once || is<transports::FileAddress>(address)) return std::optional<PostcopyPlan>();
+    if (can_answer(address)) return plan_error("Instant resume is a kind of postcopy: switch postcopy-ram on, too");
+    return plan_error("Instant resume needs a destination that can ask for pages (tcp, unix, vsock, fd)");
+  }
+  PostcopyPlan plan;
+  plan.at_once = at_once;
+  plan.preempt = capabilities.has(Capability::postcopy_preempt);
+  auto sizes = qmp::parse_page_sizes(parameters.page_sizes);
+  if (!sizes) return plan_error(sizes.error().text());
+  plan.page_sizes = std::move(*sizes);
+  return std::optional<PostcopyPlan>(std::move(plan));
+}
+
 }  // namespace
 
 Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp::MigrationParameters& parameters,
@@ -105,12 +124,10 @@ Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp:
     return plan_error("missing 'cpr' migration channel");
   }
   if (parameters.mode == qmp::MigMode::cpr_reboot) {
+    if (capabilities.has(Capability::postcopy_ram)) return plan_error("Cannot use postcopy with CPR");
     return plan_error("migration mode 'cpr-reboot' is not built into this daemon yet");
   }
   if (capabilities.has(Capability::mapped_ram)) MD_CHECK(check_mapped_ram(capabilities, parameters));
-  if (capabilities.has(Capability::postcopy_ram)) {
-    return plan_error("This build receives by postcopy, it does not send: switch postcopy-ram off");
-  }
   if (!parameters.tls_creds.empty()) {
     return plan_error("TLS is not built into this daemon yet: clear tls-creds");
   }
@@ -124,6 +141,12 @@ Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp:
   plan.skip_holes = capabilities.has(Capability::skip_holes);
   plan.validate_uuid = capabilities.has(Capability::validate_uuid);
   plan.multifd = multifd_plan(capabilities, parameters);
+  MD_TRY(plan.postcopy, postcopy_plan(capabilities, parameters, address));
+  if (plan.postcopy) {
+    plan.return_path = true;  // requests come that way
+    // A page that was left out as a hole would be waited for: the destination believes that it is still to come.
+    plan.skip_holes = false;
+  }
   return plan;
 }
 
@@ -136,7 +159,9 @@ Result<DestinationPlan> make_destination_plan(const Capabilities& capabilities,
   if (!parameters.tls_creds.empty()) {
     return plan_error("TLS is not built into this daemon yet: clear tls-creds");
   }
+  const bool from_file = is<transports::FileAddress>(address);
   DestinationPlan plan;
+  plan.lazy = capabilities.has(Capability::instant_resume) && from_file;
   plan.mapped = mapped_plan(capabilities, parameters, address);
   plan.switchover_ack = capabilities.has(Capability::switchover_ack);
   if (capabilities.has(Capability::postcopy_ram)) {

@@ -14,6 +14,9 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace migrationd::migration {
 
@@ -36,6 +39,16 @@ struct MultifdPlan {
   bool zero_copy = false;                                               // the source's
 };
 
+// Postcopy may be started (docs/spec/postcopy.md).
+struct PostcopyPlan {
+  // Instant resume: it is started before the first page.
+  bool at_once = false;
+  // Pages asked for go on a connection of their own.
+  bool preempt = false;
+  // What the destination's blocks consist of, where that is not what ours do: name and bytes, powers of two above 4096.
+  std::vector<std::pair<std::string, std::uint64_t>> page_sizes;
+};
+
 struct SourcePlan {
   std::optional<MappedPlan> mapped;
   // Ask the destination to answer. Off for one-way transports whatever the capability says: nobody could answer,
@@ -53,6 +66,7 @@ struct SourcePlan {
   // Put the UUID of --uuid into the configuration section; one that a parked machine brought goes on in any case.
   bool validate_uuid = false;
   std::optional<MultifdPlan> multifd;
+  std::optional<PostcopyPlan> postcopy;
 };
 
 // The source may start a postcopy (docs/spec/postcopy.md).
@@ -68,6 +82,8 @@ struct DestinationPlan {
   // The stream says paused, but who saved it had stopped the machine for that: it goes on.
   bool goes_on = false;
   bool switchover_ack = false;
+  // The file's pages stay where they are until somebody wants them.
+  bool lazy = false;
   std::optional<PostcopyArrivalPlan> postcopy;
   std::optional<MultifdPlan> multifd;
 };

@@ -206,8 +206,12 @@ Result<void> PostcopyDestination::load_and_run(std::vector<DeviceSection> early)
   return {};
 }
 
-// Before RUN: nobody runs, so nobody waits, and the memory is as empty as before.
+// Before RUN: nobody runs, so nobody waits, and the memory is as empty as before. The source is told, for it may take
+// the machine back then: nobody will run it here.
 void PostcopyDestination::undo_listen() {
+  if (return_channel_) {
+    [[maybe_unused]] const auto told = return_channel_->send(stream::reply::Shut{1});
+  }
   close_link();
   faults_.reset();
   if (guest_memory_ == nullptr) return;

@@ -165,6 +165,13 @@ void PrecopySender::publish() {
   }
 }
 
+Result<ram::DirtyBitmaps> PrecopySender::freeze() {
+  progress_.precopy_bytes = counters_.transferred.get();
+  MD_TRY([[maybe_unused]] const bool may_stop, synchronise());
+  MD_CHECK(writer_.flush());
+  return scanner_.dirty();
+}
+
 Result<void> PrecopySender::send_end() {
   const std::uint64_t before = counters_.transferred.get();
   progress_.precopy_bytes = before;

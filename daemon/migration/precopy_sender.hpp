@@ -50,6 +50,9 @@ class PrecopySender {
   // What went out so far, pages beside the stream included.
   std::uint64_t total_sent() const noexcept { return writer_.total_written() + sink_->bytes_beside_stream(); }
   std::uint64_t remaining_bytes() const noexcept { return scanner_.remaining_bytes(); }
+  // The machine is stopped and goes on by postcopy: takes in what it wrote last. What is dirty then is what the
+  // destination lacks. Nothing is sent any more.
+  Result<ram::DirtyBitmaps> freeze();
   // The machine is stopped: END with everything that is left, at full speed.
   Result<void> send_end();
 

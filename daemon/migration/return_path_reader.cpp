@@ -3,8 +3,6 @@
 
 #include "base/log.hpp"
 #include "base/thread.hpp"
-#include "protocol/stream/return_path.hpp"
-#include "transports/buffered.hpp"
 
 #include <fmt/format.h>
 #include <poll.h>
@@ -15,20 +13,22 @@
 namespace migrationd::migration {
 namespace {
 
-// Messages of plain precopy are tiny; a page request of a later release is 270 bytes.
+// Messages are tiny: a page request with its block's name has 273 bytes at most. Bitmaps are read past the buffer.
 constexpr std::size_t buffer_bytes = 4096;
 
 }  // namespace
 
-Result<std::unique_ptr<ReturnPathReader>> ReturnPathReader::start(transports::Channel& channel, StopSource& stop) {
+Result<std::unique_ptr<ReturnPathReader>> ReturnPathReader::start(transports::Channel& channel, StopSource& stop,
+                                                                  PostcopyListener* listener) {
   MD_TRY(auto answered, Gate::make());
-  std::unique_ptr<ReturnPathReader> reader(new ReturnPathReader(channel, stop, std::move(answered)));
+  std::unique_ptr<ReturnPathReader> reader(new ReturnPathReader(channel, stop, listener, std::move(answered)));
   MD_CHECK(start_thread(reader->thread_, "start the return path's reader", [self = reader.get()] { self->run(); }));
   return reader;
 }
 
-ReturnPathReader::ReturnPathReader(transports::Channel& channel, StopSource& stop, std::unique_ptr<Gate> answered)
-    : channel_(channel), stop_(stop), answered_(std::move(answered)) {}
+ReturnPathReader::ReturnPathReader(transports::Channel& channel, StopSource& stop, PostcopyListener* listener,
+                                   std::unique_ptr<Gate> answered)
+    : channel_(channel), stop_(stop), listener_(listener), answered_(std::move(answered)) {}
 
 ReturnPathReader::~ReturnPathReader() {
   channel_.shutdown();
@@ -51,6 +51,7 @@ void ReturnPathReader::finish(PeerAnswer answer, Error why) {
   why_ = std::move(why);
   answer_.store(answer, std::memory_order_release);
   answered_->open();
+  if (listener_ != nullptr && answer != PeerAnswer::success) listener_->on_lost(why_);
   // A peer that refused the machine, or took it before it had it all, need not read on: the mover may be blocked in a
   // write to it.
   if (answer == PeerAnswer::failure || answer == PeerAnswer::premature) channel_.shutdown();
@@ -76,10 +77,33 @@ Result<PeerAnswer> ReturnPathReader::read_messages() {
     }
     if (std::holds_alternative<stream::reply::SwitchoverAck>(message)) {
       acknowledged_.store(true, std::memory_order_release);
+    } else if (listener_ != nullptr) {
+      MD_CHECK(tell_listener(reader, message));
     } else if (!std::holds_alternative<stream::reply::Pong>(message)) {
       return wire_error(fmt::format("{} outside of postcopy", stream::return_message_name(message)));
     }
   }
+}
+
+Result<void> ReturnPathReader::tell_listener(transports::BufferedReader& reader, const stream::ReturnMessage& message) {
+  if (const auto* request = std::get_if<stream::reply::RequestPages>(&message)) return listener_->on_request(*request);
+  if (const auto* bitmap = std::get_if<stream::reply::RecvBitmap>(&message)) return read_bitmap(reader, bitmap->block);
+  if (std::holds_alternative<stream::reply::ResumeAck>(message)) return listener_->on_resume_ack();
+  if (const auto* pong = std::get_if<stream::reply::Pong>(&message)) listener_->on_pong(pong->value);
+  return {};
+}
+
+// Its length is ours: that of our own block.
+Result<void> ReturnPathReader::read_bitmap(transports::BufferedReader& reader, const std::string& block) {
+  MD_TRY(const std::uint64_t pages, listener_->on_bitmap_announced(block));
+  MD_TRY(const ByteView size, reader.peek(sizeof(std::uint64_t)));
+  auto checked = stream::decode_received_bitmap(size.first(sizeof(std::uint64_t)), pages);
+  if (checked.failed()) return std::move(checked).error();
+  Bytes blob(sizeof(std::uint64_t) + stream::received_bitmap_bytes(pages) + sizeof(std::uint64_t));
+  MD_CHECK(reader.read_exact(blob));
+  auto bitmap = stream::decode_received_bitmap(blob, pages);
+  if (bitmap.failed()) return std::move(bitmap).error();
+  return listener_->on_bitmap(block, bitmap.value());
 }
 
 PeerAnswer ReturnPathReader::wait_for_answer(std::chrono::milliseconds limit) const {

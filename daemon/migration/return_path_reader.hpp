@@ -7,8 +7,11 @@
 // shuts the channel down and joins.
 #pragma once
 
+#include "base/bytes.hpp"
 #include "base/gate.hpp"
 #include "base/stop.hpp"
+#include "protocol/stream/return_path.hpp"
+#include "transports/buffered.hpp"
 #include "transports/channel.hpp"
 
 #include <atomic>
@@ -26,10 +29,25 @@ enum class PeerAnswer : std::uint8_t {
   lost,       // the connection ended, or what came was not a message
 };
 
+// Who serves a postcopy. All calls come from the reader's thread; an error ends the reading.
+class PostcopyListener {
+ public:
+  virtual ~PostcopyListener() = default;
+  virtual Result<void> on_request(const stream::reply::RequestPages& request) = 0;
+  virtual void on_pong(std::uint32_t value) = 0;
+  // The target pages of a block whose bitmap is announced; an error if none is due.
+  virtual Result<std::uint64_t> on_bitmap_announced(const std::string& block) = 0;
+  virtual Result<void> on_bitmap(const std::string& block, ByteView bitmap) = 0;
+  virtual Result<void> on_resume_ack() = 0;
+  // The connection has ended without an answer.
+  virtual void on_lost(const Error& why) = 0;
+};
+
 class ReturnPathReader {
  public:
-  // The channel outlives the reader.
-  static Result<std::unique_ptr<ReturnPathReader>> start(transports::Channel& channel, StopSource& stop);
+  // Channel and listener (null: no postcopy) outlive the reader.
+  static Result<std::unique_ptr<ReturnPathReader>> start(transports::Channel& channel, StopSource& stop,
+                                                         PostcopyListener* listener = nullptr);
   ~ReturnPathReader();
 
   PeerAnswer answer() const noexcept { return answer_.load(std::memory_order_acquire); }
@@ -46,13 +64,18 @@ class ReturnPathReader {
   Error why() const;
 
  private:
-  ReturnPathReader(transports::Channel& channel, StopSource& stop, std::unique_ptr<Gate> answered);
+  ReturnPathReader(transports::Channel& channel, StopSource& stop, PostcopyListener* listener,
+                   std::unique_ptr<Gate> answered);
   void run();
   Result<PeerAnswer> read_messages();
+  // What belongs to postcopy.
+  Result<void> tell_listener(transports::BufferedReader& reader, const stream::ReturnMessage& message);
+  Result<void> read_bitmap(transports::BufferedReader& reader, const std::string& block);
   void finish(PeerAnswer answer, Error why);
 
   transports::Channel& channel_;
   StopSource& stop_;
+  PostcopyListener* listener_;
   std::unique_ptr<Gate> answered_;
   std::atomic<PeerAnswer> answer_{PeerAnswer::none};
   std::atomic<bool> acknowledged_{false};

@@ -27,6 +27,7 @@ class DaemonService::PostingEvents final : public MoverEvents {
   void guest_resumed() override {
     service_.post_([&service = service_] { service.events_.resume(); });
   }
+
   void paused(const Error& why) override {
     service_.post_([&service = service_, text = why.text()] { service.take_paused(text); });
   }
@@ -48,7 +49,14 @@ struct DaemonService::Run {
   std::uint64_t id = 0;
   std::unique_ptr<StopSource> stop;
   std::unique_ptr<Gate> continue_gate;
+  std::unique_ptr<PostcopyControl> postcopy;  // of a source
   std::unique_ptr<RecoveryControl> recovery;  // of a destination
+  // False: there is neither.
+  bool break_connections() {
+    if (postcopy) postcopy->break_connections();
+    if (recovery) recovery->break_connections();
+    return postcopy || recovery;
+  }
   std::shared_ptr<Progress> progress;
   PostingEvents events;
   bool exit_on_error = false;

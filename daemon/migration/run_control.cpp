@@ -109,12 +109,18 @@ std::string RunControl::outgoing_state_name() const {
 Result<bool> RunControl::abort_switchover() {
   const std::lock_guard lock(mutex_);
   if (state_ != RunState::finish_migrate) return false;
+  ownership_ = Ownership::ours;
   // Paused until the guest really runs: query-status does not claim more than is so.
   state_ = state_before_ == RunState::running ? RunState::paused : state_before_;
   if (state_before_ != RunState::running) return false;
   MD_CHECK(machine_->resume());
   state_ = RunState::running;
   return true;
+}
+
+void RunControl::leave_by_postcopy() {
+  const std::lock_guard lock(mutex_);
+  ownership_ = Ownership::handed_over;
 }
 
 void RunControl::finish_switchover(Ownership ownership) {

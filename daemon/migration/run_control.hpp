@@ -53,6 +53,9 @@ class RunControl {
   Result<bool> begin_switchover();
   // The name for the globalstate section of the stream: what the next holder shall do.
   std::string outgoing_state_name() const;
+  // The package of a postcopy is out: the machine is the peer's, though its memory is still here. State stays
+  // finish-migrate until finish_switchover.
+  void leave_by_postcopy();
   // Undoes begin_switchover: the machine is ours and goes on as it was. True: it runs (RESUME is to be emitted).
   Result<bool> abort_switchover();
   // The machine left (handed_over), nobody knows (unknown), or it was saved to a file and stays (ours).

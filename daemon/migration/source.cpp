@@ -3,6 +3,7 @@
 
 #include "base/log.hpp"
 #include "daemon/migration/multifd_rules.hpp"
+#include "daemon/migration/postcopy_source.hpp"
 #include "daemon/migration/precopy_sender.hpp"
 #include "protocol/stream/commands.hpp"
 #include "protocol/stream/configuration.hpp"
@@ -41,8 +42,8 @@ constexpr auto acknowledge_poll = std::chrono::milliseconds(5);
 MigrationSource::MigrationSource(SourcePlan plan, transports::OutgoingTarget target,
                                  std::optional<stream::Uuid> own_uuid, Machine& machine, RunControl& run_control,
                                  const LiveLimits& limits, Progress& progress, MoverEvents& events, StopSource& stop,
-                                 Gate& continue_gate)
-    : plan_(plan),
+                                 Gate& continue_gate, PostcopyControl& postcopy_control)
+    : plan_(std::move(plan)),
       target_(std::move(target)),
       own_uuid_(own_uuid),
       machine_(machine),
@@ -51,7 +52,8 @@ MigrationSource::MigrationSource(SourcePlan plan, transports::OutgoingTarget tar
       progress_(progress),
       events_(events),
       stop_(stop),
-      continue_gate_(continue_gate) {}
+      continue_gate_(continue_gate),
+      postcopy_control_(postcopy_control) {}
 
 MigrationSource::~MigrationSource() = default;
 
@@ -74,6 +76,7 @@ Result<void> MigrationSource::run_phases() {
   MD_CHECK(iterate());
   MD_CHECK(stop_machine());
   MD_CHECK(wait_in_pre_switchover());
+  if (postcopy_ && postcopy_control_.wanted()) return go_by_postcopy();
   MD_CHECK(send_rest());
   MD_CHECK(send_devices());
   MD_CHECK(send_end());
@@ -93,6 +96,17 @@ Result<void> MigrationSource::connect() {
   plan_.return_path = plan_.return_path && channel_->bidirectional() && !channel_->is_file();
   plan_.switchover_ack = plan_.switchover_ack && plan_.return_path;
   writer_ = std::make_unique<transports::BufferedWriter>(*channel_);
+  if (plan_.postcopy && plan_.return_path) {
+    MD_TRY(postcopy_,
+           PostcopySource::make(*plan_.postcopy, machine_, limits_, progress_, events_, stop_, postcopy_control_));
+    if (plan_.postcopy->at_once) postcopy_control_.start();
+    if (postcopy_->preempt_at_once()) {
+      MD_TRY(preempt_, target_.connect(stop_));
+    }
+  } else if (plan_.postcopy && plan_.postcopy->at_once) {
+    return plan_error(
+        "Instant resume needs a destination that can ask for pages: this descriptor carries bytes one way");
+  }
   return plan_.multifd ? connect_channels() : Result<void>();
 }
 
@@ -141,8 +155,9 @@ Result<void> MigrationSource::open_stream() {
   if (plan_.return_path) {
     stream::encode_command(out, stream::command::OpenReturnPath{});
     stream::encode_command(out, stream::command::Ping{ping_after_open});
-    MD_TRY(return_path_, ReturnPathReader::start(*channel_, stop_));
+    MD_TRY(return_path_, ReturnPathReader::start(*channel_, stop_, postcopy_.get()));
   }
+  if (postcopy_) stream::encode_command(out, postcopy_->advise());
   MD_CHECK(writer_->append(out.view()));
   return writer_->flush();
 }
@@ -172,8 +187,11 @@ Result<std::unique_ptr<ram::PageSink>> MigrationSource::make_sink(ram::SendCount
     mapped_sink_ = sink.get();
     return std::unique_ptr<ram::PageSink>(std::move(sink));
   }
-  auto stream = std::make_unique<ram::SinkStream>(machine_.ram(), *writer_, stop_, counters,
-                                                  ram::SinkStream::Options{.skip_holes = plan_.skip_holes});
+  ram::SinkStream::Options options{.skip_holes = plan_.skip_holes};
+  if (postcopy_) {
+    for (const auto& block : postcopy_->blocks()) options.page_sizes.push_back(block.host_pages * ram::page_size);
+  }
+  auto stream = std::make_unique<ram::SinkStream>(machine_.ram(), *writer_, stop_, counters, std::move(options));
   if (!multifd_) return std::unique_ptr<ram::PageSink>(std::move(stream));
   const MultifdRules rules = multifd_rules(machine_.configuration().machine_name, plan_.multifd->zero_pages);
   return std::unique_ptr<ram::PageSink>(std::make_unique<ram::SinkMultifd>(
@@ -185,6 +203,8 @@ Result<void> MigrationSource::iterate() {
   while (true) {
     if (stop_.requested()) return cancelled_error();
     if (return_path_ && return_path_->answer() != PeerAnswer::none) return return_path_->why();
+    MD_TRY(const bool postcopy, postcopy_is_due());
+    if (postcopy) return {};
     MD_TRY(const bool time_to_look, sender_->send_part());
     publish_channels();
     if (!time_to_look) continue;
@@ -193,6 +213,58 @@ Result<void> MigrationSource::iterate() {
     if (!plan_.switchover_ack || return_path_->switchover_acknowledged()) return {};
     if (sender_->remaining_bytes() == 0 && !stop_.sleep_for(acknowledge_poll)) return cancelled_error();
   }
+}
+
+// With switchover-ack the guest runs on until the destination is ready, pages or not.
+Result<bool> MigrationSource::postcopy_is_due() {
+  if (!postcopy_ || !postcopy_control_.wanted()) return false;
+  while (plan_.switchover_ack && !return_path_->switchover_acknowledged()) {
+    if (!plan_.postcopy->at_once) return false;
+    if (return_path_->answer() != PeerAnswer::none) return return_path_->why();
+    if (!stop_.sleep_for(acknowledge_poll)) return cancelled_error();
+  }
+  SourceLink link = lend_link();
+  auto prepared = postcopy_->prepare(link, target_);
+  take_back(std::move(link));
+  if (!prepared) return std::move(prepared).error();
+  return true;
+}
+
+SourceLink MigrationSource::lend_link() {
+  SourceLink link;
+  link.main = std::move(channel_);
+  link.preempt = std::move(preempt_);
+  link.writer = std::move(writer_);
+  link.return_path = std::move(return_path_);
+  return link;
+}
+
+void MigrationSource::take_back(SourceLink link) {
+  channel_ = std::move(link.main);
+  preempt_ = std::move(link.preempt);
+  writer_ = std::move(link.writer);
+  return_path_ = std::move(link.return_path);
+}
+
+// From the commit in hand_over() on the machine is the peer's.
+Result<void> MigrationSource::go_by_postcopy() {
+  MD_TRY(ram::DirtyBitmaps lacking, sender_->freeze());
+  auto devices = machine_.save_devices(run_control_.outgoing_state_name());
+  if (!devices) return std::move(devices).error().with("save devices");
+  sent_before_ = sender_->total_sent();
+  const bool nothing_sent = plan_.postcopy->at_once && progress_.normal_pages + progress_.zero_pages == 0;
+  sender_.reset();
+
+  auto handed_over = postcopy_->hand_over(lend_link(), std::move(lacking), nothing_sent, std::move(devices->sections));
+  if (!postcopy_->handed_over()) return handed_over;
+  point_ = Point::handed_over;
+  written_at_ = Clock::now();
+  progress_.downtime_us = std::chrono::duration_cast<std::chrono::microseconds>(*written_at_ - stopped_at_).count();
+  run_control_.leave_by_postcopy();
+  events_.status(MigrationStatus::postcopy_active);
+  auto served = postcopy_->serve();
+  if (!served && !postcopy_->handed_over()) point_ = Point::stopped;
+  return served;
 }
 
 Result<void> MigrationSource::stop_machine() {
@@ -285,7 +357,7 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
         std::chrono::duration_cast<std::chrono::microseconds>(written_at_.value_or(Clock::now()) - stopped_at_).count();
   }
   progress_.total_ms = static_cast<std::int64_t>(milliseconds_since(started_));
-  progress_.transferred = sender_ ? sender_->total_sent() : writer_ ? writer_->total_written() : 0;
+  progress_.transferred = sender_ ? sender_->total_sent() : writer_ ? writer_->total_written() : sent_before_;
   publish_channels();
   if (progress_.missed_zero_copy != 0)
     log::info("zero-copy-send: the kernel copied all the same between {} synchronisations of channels",
@@ -294,7 +366,16 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
   // Protection and throttle are lifted before the guest can run again.
   sender_.reset();
   multifd_.reset();
-  if (outcome.result) {
+  if (point_ == Point::handed_over) {
+    outcome.ownership = Ownership::handed_over;
+    run_control_.finish_switchover(outcome.ownership);
+    if (!outcome.result) {
+      outcome.result = Error(ErrorKind::peer,
+                             "the machine was handed over, and ended here before all of its memory was: "
+                             "its guest waits for pages that are lost (" +
+                                 outcome.result.error().text() + ")");
+    }
+  } else if (outcome.result) {
     outcome.ownership = into_file ? Ownership::ours : Ownership::handed_over;
     run_control_.finish_switchover(outcome.ownership);
   } else if (point_ == Point::eof_tried && !into_file && !peer_refused) {
@@ -310,6 +391,8 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
     if (!resumed) log::error("the guest could not be started again: {}", resumed.error().text());
   }
   return_path_.reset();
+  postcopy_.reset();
+  preempt_.reset();
   writer_.reset();
   channel_.reset();
   return outcome;

@@ -12,6 +12,7 @@
 //   EOF written, no return     the peer's; nothing more can be known. (The write failed: unknown, as above)
 //     path
 //   into a file                ours in any case
+//   postcopy: package tried    the peer's, whatever comes (postcopy_source.hpp)
 //
 // The byte that counts is EOF: a QEMU destination starts the guest when the connection ends after it, description or
 // not (stream.md section 10). So everything before EOF is flushed first, and EOF goes out with the description in one
@@ -26,6 +27,7 @@
 #include "daemon/migration/live_limits.hpp"
 #include "daemon/migration/mover_events.hpp"
 #include "daemon/migration/plan.hpp"
+#include "daemon/migration/postcopy_control.hpp"
 #include "daemon/migration/return_path_reader.hpp"
 #include "daemon/migration/run_control.hpp"
 #include "daemon/migration/switchover_policy.hpp"
@@ -45,6 +47,8 @@ class SinkMapped;
 
 namespace migrationd::migration {
 
+class PostcopySource;
+struct SourceLink;
 class PrecopySender;
 
 struct SourceOutcome {
@@ -60,13 +64,13 @@ class MigrationSource {
   // What it works on outlives it. `continue_gate` is opened by migrate-continue.
   MigrationSource(SourcePlan plan, transports::OutgoingTarget target, std::optional<stream::Uuid> own_uuid,
                   Machine& machine, RunControl& run_control, const LiveLimits& limits, Progress& progress,
-                  MoverEvents& events, StopSource& stop, Gate& continue_gate);
+                  MoverEvents& events, StopSource& stop, Gate& continue_gate, PostcopyControl& postcopy_control);
   ~MigrationSource();
 
   SourceOutcome run();
 
  private:
-  enum class Point { before_stop, stopped, eof_tried, answered };
+  enum class Point { before_stop, stopped, eof_tried, answered, handed_over };
 
   Result<void> run_phases();
   Result<void> connect();
@@ -76,6 +80,11 @@ class MigrationSource {
   Result<void> set_up_memory();
   Result<std::unique_ptr<ram::PageSink>> make_sink(ram::SendCounters& counters);
   Result<void> iterate();
+  // Postcopy was asked for, and the machine may be stopped.
+  Result<bool> postcopy_is_due();
+  Result<void> go_by_postcopy();
+  SourceLink lend_link();
+  void take_back(SourceLink link);
   Result<void> stop_machine();
   Result<void> wait_in_pre_switchover();
   Result<void> await_word();
@@ -97,12 +106,15 @@ class MigrationSource {
   MoverEvents& events_;
   StopSource& stop_;
   Gate& continue_gate_;
+  PostcopyControl& postcopy_control_;
 
   Clock::time_point started_ = Clock::now();
   Clock::time_point stopped_at_{};
   std::optional<Clock::time_point> written_at_;  // one-way targets: all bytes handed over
   Point point_ = Point::before_stop;
   std::unique_ptr<transports::Channel> channel_;
+  std::unique_ptr<transports::Channel> preempt_;  // made at once
+  std::unique_ptr<PostcopySource> postcopy_;      // before what its thread of the return path listens with
   // mapped-ram: the same channel, and the file's descriptor for pages.
   transports::SeekableChannel* file_ = nullptr;
   UniqueFd page_fd_;
@@ -112,6 +124,7 @@ class MigrationSource {
   std::unique_ptr<PrecopySender> sender_;
   const ram::SinkMapped* mapped_sink_ = nullptr;  // the sender's
   std::optional<std::string> description_;
+  std::uint64_t sent_before_ = 0;  // bytes of the stream before the hand-over by postcopy
 };
 
 }  // namespace migrationd::migration

@@ -38,6 +38,8 @@ constexpr std::array<CapabilityRow, capability_count> table{{
     {C::dirty_limit, false, "limit the dirtying per vCPU (KVM's dirty ring)"},
     {C::mapped_ram, true, "each page at a fixed place in the file"},
     {C::skip_holes, true, "leave memory that was never touched out of the stream; to be on at both ends"},
+    {C::instant_resume, true,
+     "migrate: the destination runs before any page is sent; migrate-incoming from a file: its pages stay there"},
 }};
 
 constexpr bool in_enum_order() {

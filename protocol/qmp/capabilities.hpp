@@ -39,10 +39,11 @@ enum class Capability : std::uint8_t {
   switchover_ack,
   dirty_limit,
   mapped_ram,
-  skip_holes  // ours: memory never touched is left out of the stream; to be on at both ends
+  skip_holes,     // ours: memory never touched is left out of the stream; to be on at both ends
+  instant_resume  // ours: postcopy before the first page; a file that is opened stays where it is
 };
 template <>
-inline constexpr auto name_table<Capability> = names_up_to(Capability::skip_holes, "MigrationCapability",
+inline constexpr auto name_table<Capability> = names_up_to(Capability::instant_resume, "MigrationCapability",
                                                            {"xbzrle",
                                                             "rdma-pin-all",
                                                             "auto-converge",
@@ -65,7 +66,8 @@ inline constexpr auto name_table<Capability> = names_up_to(Capability::skip_hole
                                                             "switchover-ack",
                                                             "dirty-limit",
                                                             "mapped-ram",
-                                                            "__org.migrationd_skip-holes"});
+                                                            "__org.migrationd_skip-holes",
+                                                            "__org.migrationd_instant-resume"});
 
 inline constexpr std::size_t capability_count = enum_size<Capability>;
 

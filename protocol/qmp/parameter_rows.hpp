@@ -73,6 +73,16 @@ constexpr auto make_parameter_rows() {
       u64("x-vcpu-dirty-limit-period", &P::x_vcpu_dirty_limit_period, "uint64", "ms", "a value between 1 and 1000",
           in_range<&P::x_vcpu_dirty_limit_period, 1, 1000>, now, "how often the dirty rate of a vCPU is looked at");
   period.stability = Stability::unstable;
+  constexpr auto page_sizes = TypedParameter<std::string>{
+      "__org.migrationd_postcopy-page-sizes",
+      &P::page_sizes,
+      "str",
+      "",
+      "BLOCK=SIZE[,BLOCK=SIZE]...",
+      [](const P& p) { return static_cast<bool>(parse_page_sizes(p.page_sizes)); },
+      next,
+      HmpNumber::plain,
+      "what the memory of a postcopy's destination consists of, where it is not pages of 4K"};
   return std::make_tuple(
       u64("announce-initial", &P::announce_initial, "size", "ms", "a value between 0 and 100000",
           in_range<&P::announce_initial, 0, 100000>, end, "wait before the first self-announcement"),
@@ -128,7 +138,10 @@ constexpr auto make_parameter_rows() {
       TypedParameter<ZeroPageDetection>{"zero-page-detection", &P::zero_page_detection, "enum", "", "", nullptr, next,
                                         HmpNumber::plain, "which thread looks for zero pages"},
       TypedParameter<bool>{"direct-io", &P::direct_io, "bool", "", "", nullptr, next, HmpNumber::plain,
-                           "bypass the page cache; counts only with mapped-ram"});
+                           "bypass the page cache; counts only with mapped-ram"},
+      page_sizes,
+      TypedParameter<bool>{"__org.migrationd_postcopy-background", &P::postcopy_background, "bool", "", "", nullptr,
+                           now, HmpNumber::plain, "off: a postcopy sends the pages that are asked for, and no others"});
 }
 
 }  // namespace detail

@@ -94,6 +94,9 @@ struct MigrationParameters {
   MigMode mode = MigMode::normal;
   ZeroPageDetection zero_page_detection = ZeroPageDetection::multifd;
   bool direct_io = false;  // counts only with mapped-ram
+  // Ours.
+  std::string page_sizes;           // "pc.ram=2M": what the blocks of a postcopy's destination consist of
+  bool postcopy_background = true;  // false: pages go on request only
 };
 
 // Which members of a MigrationParameters were given: the argument of migrate-set-parameters.
@@ -128,5 +131,8 @@ QmpResult<ParameterPatch> parse_parameter(std::string_view name, std::string_vie
 // As QMP's migrate_set_parameter takes it: a string is parsed like the human monitor's, unless the parameter itself is
 // a string; another value as migrate-set-parameters would.
 QmpResult<ParameterPatch> parse_parameter(std::string_view name, const Json& value);
+
+// "NAME=SIZE[,NAME=SIZE]...", sizes powers of two from 8K to 1G. Names hold no comma.
+QmpResult<std::vector<std::pair<std::string, std::uint64_t>>> parse_page_sizes(std::string_view text);
 
 }  // namespace migrationd::qmp

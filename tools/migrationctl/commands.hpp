@@ -80,6 +80,20 @@ Result<int> convert(const Output& output, const ConvertOptions& options);
 Result<int> raw(QmpClient& client, const std::string& command, const std::string& arguments);
 int doctor(const Output& output);
 
+// Instant resume, by daemons of its own (docs/instant-resume.md).
+struct ResumeOptions {
+  std::string path;
+  std::uint64_t offset = 0;
+  std::vector<std::string> to;  // destinations, one machine each
+  unsigned clones = 1;
+  std::string background;               // bytes per second; "0": on demand only; empty: no limit
+  std::vector<std::string> page_sizes;  // BLOCK=SIZE
+  bool preempt = false;
+  bool run = false;  // also a machine that was saved stopped
+  bool detach = false;
+};
+Result<int> resume(const Output& output, ResumeOptions options);
+
 // After SIGINT: a command that watches a migration leaves, the migration goes on.
 void note_interrupt() noexcept;
 bool interrupted() noexcept;

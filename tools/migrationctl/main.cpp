@@ -26,6 +26,7 @@ struct Options {
   std::string name;
   Output output;
   MigrateOptions migrate;
+  ResumeOptions resume;
   FileOptions file;
   InspectOptions inspect;
   ConvertOptions convert;
@@ -172,6 +173,32 @@ Result<int> run(const Options& options, const Action& action) {
   return action(client, options);
 }
 
+void add_resume(CLI::App& app, Options& options, FileAction& action) {
+  CLI::App* const sub =
+      app.add_subcommand("resume", "run the machine of FILE in a QEMU that listens, before its memory has arrived");
+  sub->callback([&action] { action = [](const Options& o) { return resume(o.output, o.resume); }; });
+  sub->add_option("FILE", options.resume.path, "a mapped-ram file, a plain stream, or a save image of libvirt")
+      ->required();
+  sub->add_option("--to", options.resume.to,
+                  "where a QEMU with postcopy-ram on listens; repeated: one machine for each")
+      ->required()
+      ->take_all()
+      ->expected(1)
+      ->allow_extra_args(false);
+  sub->add_option("--clones", options.resume.clones, "so many machines; --to has {} where their number goes")
+      ->check(CLI::Range(1u, 1024u));
+  sub->add_option("--background", options.resume.background,
+                  "bytes per second for what nobody has asked for (K, M, G); 0: on demand only");
+  sub->add_option("--page-size", options.resume.page_sizes, "BLOCK=SIZE: pages the destination's memory consists of")
+      ->take_all()
+      ->expected(1)
+      ->allow_extra_args(false);
+  sub->add_option("--offset", options.resume.offset, "where the stream begins in the file");
+  sub->add_flag("--preempt", options.resume.preempt, "the destination has postcopy-preempt on");
+  sub->add_flag("--run", options.resume.run, "also if the machine was saved stopped: the destination runs it");
+  sub->add_flag("-d,--detach", options.resume.detach, "return once the machines run");
+}
+
 void watch_interrupts() {
   struct sigaction handler {};
   handler.sa_handler = [](int) { note_interrupt(); };
@@ -186,6 +213,7 @@ int main(int argc, char** argv) {
   Options options;
   Action action;
   FileAction file_action;
+  FileAction resume_action;
   CLI::App app("migrationctl: look at and move the machine of a migrationd");
   app.set_version_flag("--version", "migrationctl " MIGRATIOND_VERSION);
   app.require_subcommand(1);
@@ -195,6 +223,7 @@ int main(int argc, char** argv) {
   app.add_flag("--json", options.output.json, "print JSON");
   add_commands(app, options, action);
   add_file_commands(app, options, file_action);
+  add_resume(app, options, resume_action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -205,10 +234,10 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? exit_done : exit_usage;
   }
   options.output.terminal = ::isatty(STDOUT_FILENO) == 1;
-  if (!action && !file_action) return doctor(options.output);
-  if (action) watch_interrupts();
-  const auto code = action ? run(options, action) : file_action(options);
+  if (!action && !file_action && !resume_action) return doctor(options.output);
+  if (!file_action) watch_interrupts();
+  const auto code = action ? run(options, action) : file_action ? file_action(options) : resume_action(options);
   if (code) return *code;
   fmt::print(stderr, "migrationctl: {}\n", code.error().text());
-  return action ? exit_code(code.error()) : file_exit_code(code.error());
+  return file_action ? file_exit_code(code.error()) : exit_code(code.error());
 }

@@ -2,4 +2,5 @@
 """Importing this package registers every case. The order here is the order in which they run."""
 
 from . import selftest, matrix, parked, mapped, mapped_workers, mapped_faults, libvirt, synthetic, hostile, kill, \
-    faults, trouble, leftover, xbzrle, multifd, multifd_faults, refusals, images, postcopy_destination  # noqa: F401
+    faults, trouble, leftover, xbzrle, multifd, multifd_faults, refusals, images, postcopy_source, \
+    resume, postcopy_destination, postcopy_pair  # noqa: F401

@@ -59,7 +59,6 @@ DIFFERENT = (
          "writes a file that no QEMU can load"),
     _row("", "", "source destination", "migration mode", "not built in yet; QEMU keeps the guest stopped for a reboot",
          mode="cpr-reboot"),
-    _row("postcopy-ram", "", "source", "This build receives by postcopy", "not built in yet"),
     _row("", "", "destination", "migration modes other than", "not built in yet", mode="cpr-transfer"),
     _row("", "", "destination", "migration modes other than", "not built in yet", mode="cpr-reboot"),
     _row("mapped-ram", "file:", "destination", "Cannot use compression with mapped-ram",

@@ -178,7 +178,8 @@ TEST_CASE("Hmp.prints_settings_and_state") {
   const auto text = hmp_info_capabilities(capabilities);
   CHECK(
       text.starts_with("xbzrle: off\r\nrdma-pin-all: off\r\nauto-converge: off\r\nzero-blocks: off\r\nevents: on\r\n"));
-  CHECK(text.ends_with("mapped-ram: off\r\n__org.migrationd_skip-holes: off\r\n"));
+  CHECK(text.ends_with(
+      "mapped-ram: off\r\n__org.migrationd_skip-holes: off\r\n__org.migrationd_instant-resume: off\r\n"));
   const auto parameters = hmp_info_parameters({});
   CHECK(parameters.starts_with("announce-initial: 50 ms\r\nannounce-max: 550 ms\r\nannounce-rounds: 5\r\n"));
   CHECK(parameters.find("tls-creds: ''\r\ntls-hostname: ''\r\nmax-bandwidth: 134217728 bytes/second\r\n") !=

@@ -41,6 +41,12 @@ OrderedJson fixture() {
 const std::set<std::string> exceptions = {
     // Ours; the names carry the downstream prefix that QMP prescribes, so no client can be misled.
     "migrate-set-capabilities.capabilities[].capability: value __org.migrationd_skip-holes is ours alone",
+    "migrate-set-capabilities.capabilities[].capability: value __org.migrationd_instant-resume is ours alone",
+    "migrate-set-parameters: member __org.migrationd_postcopy-background is ours alone",
+    "migrate-set-parameters: member __org.migrationd_postcopy-page-sizes is ours alone",
+    "query-migrate(): member __org.migrationd_postcopy-latency-dist is ours alone",
+    "query-migrate-parameters(): member __org.migrationd_postcopy-background is ours alone",
+    "query-migrate-parameters(): member __org.migrationd_postcopy-page-sizes is ours alone",
     // No savevm here, so nothing about its block nodes to tell.
     "human-monitor-command: feature savevm-monitor-nodes is QEMU's alone",
 };

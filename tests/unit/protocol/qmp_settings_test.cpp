@@ -58,7 +58,7 @@ TEST_CASE("Parameters.have_qemus_defaults_and_all_but_the_mapping_are_shown") {
     "multifd-channels": 2, "xbzrle-cache-size": 67108864, "max-postcopy-bandwidth": 0, "max-cpu-throttle": 99,
     "multifd-compression": "none", "multifd-zlib-level": 1, "multifd-qatzip-level": 1, "multifd-zstd-level": 1,
     "x-vcpu-dirty-limit-period": 1000, "vcpu-dirty-limit": 1, "mode": "normal", "zero-page-detection": "multifd",
-    "direct-io": false})");
+    "direct-io": false, "__org.migrationd_postcopy-page-sizes": "", "__org.migrationd_postcopy-background": true})");
   CHECK(shown == expected);
   // What is reported is accepted back: libvirt writes everything it has read.
   CHECK(verdict(shown.dump()) == "ok");
@@ -198,10 +198,11 @@ TEST_CASE("Parameters.are_taken_one_by_one_from_json_too") {
 
 TEST_CASE("Capabilities.are_all_off_and_listed_in_qemus_order_with_ours_behind") {
   const auto all = list({});
-  REQUIRE(all.size() == 23);
+  REQUIRE(all.size() == 24);
   CHECK(to_name(all[0].capability) == "xbzrle");
   CHECK(to_name(all[21].capability) == "mapped-ram");
   CHECK(to_name(all[22].capability) == "__org.migrationd_skip-holes");
+  CHECK(to_name(all[23].capability) == "__org.migrationd_instant-resume");
   for (const auto& row : all) CHECK_FALSE(row.state);
 }
 

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "postcopy/page_server.hpp"
+
+#include "ram/ram_map.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace migrationd::postcopy {
+
+using ram::PageReader;
+using ram::PageRun;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+// Zero records of one piece: 9 bytes each.
+constexpr std::uint64_t zero_piece_pages = 4096;
+// How far one look goes: a bitmap or a file is asked, not memory.
+constexpr std::uint64_t look_pages = 65536;
+// With the background switched off: when to look again whether it was switched on.
+constexpr auto idle_poll = std::chrono::milliseconds(50);
+// Runs of a recorded working set: what a machine touches in minutes. 6 MiB.
+constexpr std::size_t most_asked_for = std::size_t{1} << 18;
+
+std::uint64_t end_of(const PageRange& range) noexcept { return range.run.first + range.run.count; }
+
+}  // namespace
+
+Result<std::unique_ptr<PageServer>> PageServer::make(std::vector<BlockShape> blocks, UnsentPages unsent,
+                                                     ram::PageOrigin& origin, transports::BufferedWriter& main,
+                                                     transports::BufferedWriter* preempt, const ServerOptions& options,
+                                                     ServerCounters& counters, StopSource& stop) {
+  std::unique_ptr<PageServer> server(
+      new PageServer(std::move(blocks), std::move(unsent), main, preempt, options, counters, stop));
+  MD_TRY(server->bell_, Doorbell::make());
+  for (Fetcher* fetcher : {&server->background_, &server->urgent_}) {
+    MD_TRY(fetcher->reader, origin.open_reader());
+    fetcher->pages.resize(PageReader::most_pages);
+  }
+  return server;
+}
+
+PageServer::PageServer(std::vector<BlockShape> blocks, UnsentPages unsent, transports::BufferedWriter& main,
+                       transports::BufferedWriter* preempt, const ServerOptions& options, ServerCounters& counters,
+                       StopSource& stop)
+    : blocks_(std::move(blocks)),
+      options_(options),
+      counters_(counters),
+      stop_(stop),
+      main_(LaneKind::main, main, names_, options.section_id),
+      limiter_(*options.bandwidth),
+      unsent_(std::move(unsent)),
+      last_request_(Clock::now()) {
+  for (std::size_t index = 0; index < blocks_.size(); ++index) {
+    names_.push_back(blocks_[index].name);
+    index_.emplace(blocks_[index].name, index);
+  }
+  if (preempt != nullptr) preempt_.emplace(LaneKind::preempt, *preempt, names_, options.section_id);
+  counters_.due_bytes = unsent_.due_pages() * ram::page_size;
+}
+
+// --- errors -----------------------------------------------------------------------------------------------------
+
+// The first one counts; the broken connections end what the other thread waits for.
+Error PageServer::fail(Error error) {
+  {
+    const std::lock_guard lock(state_);
+    if (!error_) error_ = error;
+    error = *error_;
+  }
+  main_.channel().shutdown();
+  if (preempt_) preempt_->channel().shutdown();
+  bell_->ring();
+  return error;
+}
+
+Result<void> PageServer::check() const {
+  if (stop_.requested()) return cancelled_error();
+  const std::lock_guard lock(state_);
+  if (error_) return *error_;
+  return {};
+}
+
+// --- requests ---------------------------------------------------------------------------------------------------
+
+Result<PageRange> PageServer::locate(const stream::reply::RequestPages& request) {
+  if (!request.block.empty()) {
+    const auto found = index_.find(request.block);
+    if (found == index_.end()) {
+      return wire_error(
+          fmt::format("request for pages of block '{}', which this machine has not", printable(request.block)));
+    }
+    request_block_ = found->second;
+  }
+  if (!request_block_) return wire_error("request for pages of the block named before, and none was");
+  const BlockShape& block = blocks_[*request_block_];
+  const std::uint64_t bytes = block.pages * ram::page_size;
+  if (request.start % ram::page_size != 0 || request.length % ram::page_size != 0 || request.length == 0) {
+    return wire_error(fmt::format("request for {}+{} of block '{}': not whole pages", hex(request.start),
+                                  hex(request.length), printable(block.name)));
+  }
+  if (request.start >= bytes || request.length > bytes - request.start) {
+    return wire_error(fmt::format("request for {}+{} of block '{}': past the end (used {})", hex(request.start),
+                                  hex(request.length), printable(block.name), hex(bytes)));
+  }
+  return PageRange{*request_block_, {request.start / ram::page_size, request.length / ram::page_size}};
+}
+
+Result<void> PageServer::serve(const stream::reply::RequestPages& request) {
+  const auto begun = Clock::now();
+  counters_.requests.fetch_add(1, std::memory_order_relaxed);
+  auto wanted = locate(request);
+  if (!wanted) {
+    broke_it_.store(true, std::memory_order_release);
+    return fail(std::move(wanted).error());
+  }
+  const std::lock_guard serving(serving_);
+  if (ended_) return {};
+  auto sent = answer(*wanted);
+  if (!sent) return fail(std::move(sent).error());
+  if (!*sent) return {};
+  counters_.answered.fetch_add(1, std::memory_order_relaxed);
+  const auto took = static_cast<std::uint64_t>(std::chrono::nanoseconds(Clock::now() - begun).count());
+  counters_.answer_ns.fetch_add(took, std::memory_order_relaxed);
+  if (took > counters_.longest_ns.load(std::memory_order_relaxed)) counters_.longest_ns = took;
+  return {};
+}
+
+// A host page at a time, however much was asked for.
+Result<bool> PageServer::answer(const PageRange& wanted) {
+  bool sent_any = false;
+  const std::uint64_t step = blocks_[wanted.block].host_pages;
+  PageLane& lane = preempt_ ? *preempt_ : main_;
+  for (std::uint64_t page = wanted.run.first / step * step; page < end_of(wanted); page += step) {
+    MD_CHECK(check());
+    std::optional<PageRun> run;
+    {
+      const std::lock_guard lock(state_);
+      last_request_ = Clock::now();
+      window_.requested(last_request_);
+      run = unsent_.claim_requested(wanted.block, {page, step});
+    }
+    if (!run) continue;
+    MD_CHECK(send(lane, urgent_, {wanted.block, *run}, std::nullopt));
+    sent_any = true;
+    note_asked({wanted.block, *run});
+  }
+  return sent_any;
+}
+
+void PageServer::note_asked(const PageRange& range) {
+  if (!asked_for_.empty()) {
+    PageRange& last = asked_for_.back();
+    if (last.block == range.block && end_of(last) == range.run.first) {
+      last.run.count += range.run.count;
+      return;
+    }
+  }
+  if (asked_for_.size() < most_asked_for) asked_for_.push_back(range);
+}
+
+void PageServer::pong(std::uint32_t value) {
+  {
+    const std::lock_guard lock(state_);
+    if (!window_.answered(value)) return;
+  }
+  bell_->ring();
+}
+
+void PageServer::connection_ended(const Error& why) {
+  {
+    const std::lock_guard lock(state_);
+    if (!error_) error_ = why;
+  }
+  bell_->ring();
+}
+
+std::chrono::milliseconds PageServer::since_request() const {
+  const std::lock_guard lock(state_);
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - last_request_);
+}
+
+// --- pages ------------------------------------------------------------------------------------------------------
+
+Result<ram::OriginPiece> PageServer::look(Fetcher& fetcher, const PageRange& range) {
+  auto piece = fetcher.reader->look(range.block, range.run.first, end_of(range));
+  if (piece) return piece;
+  broke_it_.store(true, std::memory_order_release);
+  return std::move(piece).error().with(fmt::format("block '{}'", printable(blocks_[range.block].name)));
+}
+
+Result<void> PageServer::fetch(Fetcher& fetcher, const PageRange& range) {
+  auto read = fetcher.reader->read(range.block, range.run, fetcher.pages);
+  if (read) return {};
+  broke_it_.store(true, std::memory_order_release);
+  return std::move(read).error().with(
+      fmt::format("block '{}', page {}", printable(blocks_[range.block].name), hex(range.run.first * ram::page_size)));
+}
+
+Result<void> PageServer::put_fetched(PageLane::Turn& turn, const Fetcher& fetcher, const PageRange& range) {
+  std::uint64_t zeros = 0;
+  for (std::uint64_t i = 0; i < range.run.count; ++i) {
+    MD_TRY(const bool zero, turn.put(range.block, (range.run.first + i) * ram::page_size, fetcher.pages[i]));
+    zeros += zero ? 1 : 0;
+  }
+  counters_.zero_pages.fetch_add(zeros, std::memory_order_relaxed);
+  counters_.normal_pages.fetch_add(range.run.count - zeros, std::memory_order_relaxed);
+  return {};
+}
+
+Result<void> PageServer::put_zeros(PageLane::Turn& turn, const PageRange& range) {
+  for (std::uint64_t page = range.run.first; page < end_of(range); ++page) {
+    MD_CHECK(turn.put_zero(range.block, page * ram::page_size));
+  }
+  counters_.zero_pages.fetch_add(range.run.count, std::memory_order_relaxed);
+  return {};
+}
+
+// What is of several kinds, or larger than one fetch: a huge page, fetched while the lane is held.
+Result<void> PageServer::put_pieces(PageLane::Turn& turn, Fetcher& fetcher, const PageRange& range) {
+  for (std::uint64_t page = range.run.first; page < end_of(range);) {
+    MD_TRY(const ram::OriginPiece piece, look(fetcher, {range.block, {page, end_of(range) - page}}));
+    PageRange part{range.block, {page, piece.end - page}};
+    if (piece.zero) {
+      MD_CHECK(put_zeros(turn, part));
+    } else {
+      part.run.count = std::min(part.run.count, PageReader::most_pages);
+      MD_CHECK(turn.flush());  // the pages fetched before are overwritten now
+      MD_CHECK(fetch(fetcher, part));
+      MD_CHECK(put_fetched(turn, fetcher, part));
+    }
+    page = end_of(part);
+  }
+  return {};
+}
+
+Result<void> PageServer::send(PageLane& lane, Fetcher& fetcher, const PageRange& range,
+                              std::optional<std::uint32_t> ping) {
+  MD_TRY(const ram::OriginPiece piece, look(fetcher, range));
+  const bool at_once = piece.end == end_of(range) && !piece.zero && range.run.count <= PageReader::most_pages;
+  // A disk is waited for before the lane is taken.
+  if (at_once) MD_CHECK(fetch(fetcher, range));
+  PageLane::Turn turn(lane);
+  MD_CHECK(turn.begin());
+  MD_CHECK(at_once ? put_fetched(turn, fetcher, range) : put_pieces(turn, fetcher, range));
+  MD_CHECK(turn.finish(ping));
+  counters_.bytes.fetch_add(turn.bytes(), std::memory_order_relaxed);
+  if (ping) limiter_.sent(turn.bytes());
+  return {};
+}
+
+Result<void> PageServer::send_first(ByteView bytes) {
+  auto sent = PageLane::Turn(main_).put_raw(bytes);
+  if (!sent) return fail(std::move(sent).error());
+  return {};
+}
+
+// --- background -------------------------------------------------------------------------------------------------
+
+bool PageServer::anything_due() const {
+  const std::lock_guard lock(state_);
+  counters_.due_bytes = unsent_.due_pages() * ram::page_size;
+  return unsent_.due_pages() != 0;
+}
+
+// Until the rate, the window and the switch let a piece go, or nothing is due any more.
+Result<void> PageServer::await_turn() {
+  while (true) {
+    MD_CHECK(check());
+    if (!anything_due()) return {};
+    if (!options_.background->load(std::memory_order_relaxed)) {
+      if (!stop_.sleep_for(idle_poll)) return cancelled_error();
+      continue;
+    }
+    const auto now = Clock::now();
+    if (const auto wait = limiter_.wait(now); wait != std::chrono::nanoseconds::zero()) {
+      if (!stop_.sleep_for(wait)) return cancelled_error();
+      continue;
+    }
+    {
+      const std::lock_guard lock(state_);
+      if (window_.open(now)) return {};
+    }
+    MD_CHECK(bell_->wait(stop_));
+  }
+}
+
+Result<bool> PageServer::send_some() {
+  std::optional<PageRange> range;
+  {
+    const std::lock_guard lock(state_);
+    range = unsent_.next(look_pages);
+  }
+  if (!range) return false;
+  const std::uint64_t step = blocks_[range->block].host_pages;
+  MD_TRY(const ram::OriginPiece piece, look(background_, *range));
+  const std::uint64_t alike = (piece.end - range->run.first) / step * step;
+  if (piece.zero && options_.skip_zero && alike > 0) {
+    const std::lock_guard lock(state_);
+    unsent_.skip({range->block, {range->run.first, alike}});
+    return true;
+  }
+  const std::uint64_t most = piece.zero ? zero_piece_pages : StreamWindow::piece_pages;
+  range->run.count = std::max(std::min(alike, most / step * step), step);
+  std::optional<PageRun> run;
+  std::uint32_t ping = 0;
+  {
+    const std::lock_guard lock(state_);
+    run = unsent_.claim(*range);
+    if (!run) return true;
+    ping = window_.piece_sent();
+  }
+  MD_CHECK(send(main_, background_, {range->block, *run}, ping));
+  return true;
+}
+
+Result<void> PageServer::stream_rest() {
+  while (true) {
+    auto turn = await_turn();
+    auto sent = turn ? send_some() : Result<bool>(std::move(turn).error());
+    if (!sent) return fail(std::move(sent).error());
+    if (!*sent) return {};
+  }
+}
+
+Result<void> PageServer::end_stream() {
+  // What the other thread has claimed is on its way before it gives this up.
+  const std::lock_guard serving(serving_);
+  MD_CHECK(check());
+  if (!preempt_) ended_ = true;
+  auto ended = PageLane::Turn(main_).end_stream();
+  if (!ended) return fail(std::move(ended).error());
+  return {};
+}
+
+Result<void> PageServer::end_preempt() {
+  if (!preempt_) return {};
+  const std::lock_guard serving(serving_);
+  ended_ = true;
+  return PageLane::Turn(*preempt_).end_records();
+}
+
+}  // namespace migrationd::postcopy

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "postcopy/unsent_pages.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace migrationd::postcopy {
+
+using ram::PageRun;
+
+namespace {
+
+void round_outward(Bitmap& bitmap, std::uint64_t host_pages) {
+  if (host_pages == 1) return;
+  for (std::uint64_t page = bitmap.find_set(0); page < bitmap.size();) {
+    const std::uint64_t first = page / host_pages * host_pages;
+    bitmap.set_range(first, host_pages);
+    page = bitmap.find_set(first + host_pages);
+  }
+}
+
+}  // namespace
+
+UnsentPages::UnsentPages(ram::DirtyBitmaps dirty, std::vector<std::uint64_t> host_pages)
+    : unsent_(std::move(dirty)), host_pages_(std::move(host_pages)) {
+  for (std::size_t block = 0; block < unsent_.size(); ++block) round_outward(unsent_[block], host_pages_[block]);
+  due_ = unsent_;
+  for (const Bitmap& bitmap : due_) due_pages_ += bitmap.count();
+}
+
+PageRun UnsentPages::outward(std::size_t block, PageRun run) const noexcept {
+  const std::uint64_t step = host_pages_[block];
+  const std::uint64_t first = run.first / step * step;
+  const std::uint64_t end = (run.first + run.count + step - 1) / step * step;
+  return {first, std::min<std::uint64_t>(end, unsent_[block].size()) - first};
+}
+
+std::optional<PageRun> UnsentPages::first_run(const Bitmap& bitmap, PageRun within) const noexcept {
+  const std::uint64_t end = within.first + within.count;
+  const std::uint64_t first = bitmap.find_set(within.first, end);
+  if (first >= end) return std::nullopt;
+  return PageRun{first, bitmap.find_clear(first, end) - first};
+}
+
+void UnsentPages::clear_due(std::size_t block, PageRun run) noexcept {
+  Bitmap& due = due_[block];
+  while (const auto piece = first_run(due, run)) {
+    due.clear_range(piece->first, piece->count);
+    due_pages_ -= piece->count;
+  }
+}
+
+std::optional<PageRun> UnsentPages::claim_requested(std::size_t block, PageRun wanted) {
+  const PageRun whole = outward(block, wanted);
+  const auto run = first_run(unsent_[block], whole);
+  // Also when it was sent before: the guest is at work there.
+  cursor_ = {block, whole.first + whole.count};
+  if (!run) return std::nullopt;
+  unsent_[block].clear_range(run->first, run->count);
+  clear_due(block, *run);
+  return run;
+}
+
+std::optional<PageRange> UnsentPages::next_preferred(std::uint64_t most) {
+  while (!preferred_.empty()) {
+    PageRange& range = preferred_.front();
+    const auto run = first_run(due_[range.block], range.run);
+    if (run) {
+      const std::uint64_t step = host_pages_[range.block];
+      const std::uint64_t limit = std::max(most / step * step, step);
+      return PageRange{range.block, {run->first, std::min(run->count, limit)}};
+    }
+    preferred_.pop_front();
+  }
+  return std::nullopt;
+}
+
+std::optional<PageRange> UnsentPages::next_from_cursor(std::uint64_t most) {
+  if (due_pages_ == 0) return std::nullopt;
+  // Once around: the block of the cursor is met twice, for what lies behind it and what before.
+  for (std::size_t met = 0; met <= due_.size(); ++met) {
+    if (cursor_.block >= due_.size()) cursor_ = {};
+    const Bitmap& due = due_[cursor_.block];
+    const std::uint64_t first = due.find_set(std::min<std::uint64_t>(cursor_.page, due.size()));
+    if (first < due.size()) {
+      cursor_.page = first;  // what was found sent is not looked through again
+      const std::uint64_t step = host_pages_[cursor_.block];
+      const std::uint64_t limit = std::max(most / step * step, step);
+      const std::uint64_t end = std::min<std::uint64_t>(due.size(), first + limit);
+      return PageRange{cursor_.block, {first, due.find_clear(first, end) - first}};
+    }
+    cursor_ = {cursor_.block + 1, 0};
+  }
+  return std::nullopt;
+}
+
+std::optional<PageRange> UnsentPages::next(std::uint64_t most) {
+  if (const auto preferred = next_preferred(most)) return preferred;
+  return next_from_cursor(most);
+}
+
+std::optional<PageRun> UnsentPages::claim(const PageRange& range) {
+  const auto run = first_run(due_[range.block], range.run);
+  if (!run) return std::nullopt;
+  unsent_[range.block].clear_range(run->first, run->count);
+  clear_due(range.block, *run);
+  return run;
+}
+
+void UnsentPages::skip(const PageRange& range) { clear_due(range.block, range.run); }
+
+void UnsentPages::prefer(std::span<const PageRange> order) {
+  for (const PageRange& range : order) {
+    if (range.block >= due_.size() || range.run.count == 0) continue;
+    const std::uint64_t pages = due_[range.block].size();
+    if (range.run.first >= pages || range.run.count > pages - range.run.first) continue;
+    preferred_.push_back({range.block, outward(range.block, range.run)});
+  }
+}
+
+}  // namespace migrationd::postcopy

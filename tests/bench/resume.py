@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instant resume beside QEMU's own loading of the same file: from the connection to RESUME, and to the guest's next
+serial letter; from a file in the page cache and from parked memory; one machine and several at once.
+
+RESUME is taken by the client when QEMU's event arrives, so its times hold QEMU's and Python's own share.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tests.bench.report import Report, median
+from tests.interop.lib.daemon import Migrationd
+from tests.interop.lib.guest import Guest, last_number
+from tests.interop.lib.qemu import Qemu
+
+GIB = 1 << 30
+MIB = 1 << 20
+RESUME = "__org.migrationd_instant-resume"
+VERSION = "10.0"
+
+
+def _guest(size: int) -> Guest:
+    # Filled with random bytes once, but for the first MiB and 64 pages that are swept for ever.
+    return Guest(pages=64, fill=(size - 2 * MIB) // 4096 - 64, ticks=1, every=1)
+
+
+def _qemu(folder: Path, name: str, size: int, incoming: bool) -> Qemu:
+    return Qemu(folder, name, VERSION, memory_mib=size // MIB, guest=_guest(size), incoming=incoming)
+
+
+def make_checkpoint(folder: Path, size: int) -> Path:
+    """A mapped-ram file of a machine that runs, its memory full; warm in the page cache."""
+    path = folder / "checkpoint"
+    with _qemu(folder, "origin", size, False) as source:
+        source.wait_sweeps(3, 120)
+        source.capabilities("mapped-ram")
+        source.parameters(max_bandwidth=0)
+        source.migrate(f"file:{path}")
+        source.wait_status("completed", timeout=120)
+    return path
+
+
+def _first_letter(qemu: Qemu, begun: float, timeout: float = 30.0) -> float:
+    while not qemu.serial():
+        assert time.monotonic() - begun < timeout, "the guest printed nothing"
+        time.sleep(0.0005)
+    return (time.monotonic() - begun) * 1000
+
+
+def _resumed(qemu: Qemu, begun: float) -> float:
+    qemu.qmp.wait_event("RESUME", timeout=60)
+    return (time.monotonic() - begun) * 1000
+
+
+def own_load(folder: Path, path: Path, size: int) -> tuple[float, float]:
+    """QEMU's own -incoming from that file: ms to RESUME, ms to the first letter."""
+    with _qemu(folder, "own", size, True) as target:
+        target.capabilities("mapped-ram")
+        begun = time.monotonic()
+        target.incoming(f"file:{path}")
+        resumed = _resumed(target, begun)
+        return resumed, _first_letter(target, begun)
+
+
+def ours(folder: Path, path: Path, size: int, parked: bool) -> dict[str, float]:
+    with Migrationd(folder, "park") as daemon, _qemu(folder, "target", size, True) as target:
+        opened = time.monotonic()
+        if not parked:
+            daemon.capabilities(RESUME)
+        else:
+            daemon.capabilities("mapped-ram")
+        daemon.incoming(f"file:{path}")
+        daemon.wait_status("completed", timeout=120)
+        open_ms = (time.monotonic() - opened) * 1000
+        daemon.capabilities(RESUME, mapped_ram=False)
+        daemon.capabilities("postcopy-ram")
+        target.capabilities("postcopy-ram")
+        target.incoming(f"unix:{folder / 'resume'}")
+        begun = time.monotonic()
+        daemon.migrate(f"unix:{folder / 'resume'}")
+        resumed = _resumed(target, begun)
+        letter = _first_letter(target, begun)
+        answer = daemon.wait_status("completed", timeout=120)
+        all_ms = (time.monotonic() - begun) * 1000
+        assert last_number(target.serial()) > 0 or target.serial(), "the guest does not run"
+        return {"open": open_ms, "resume": resumed, "letter": letter, "all": all_ms,
+                "requests": float(answer["ram"]["postcopy-requests"])}
+
+
+def sizes(folder: Path, size: int, rounds: int) -> Report:
+    report = Report(f"Instant resume, {size / GIB:g} GiB, QEMU {VERSION}", [
+        "From the connection (QEMU's own: from migrate-incoming) to RESUME and to the guest's next serial letter; the file "
+        "is in the page cache."])
+    path = make_checkpoint(folder, size)
+    own: list[tuple[float, float]] = []
+    runs: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    for number in range(rounds + 1):
+        steps = [lambda: own.append(own_load(folder, path, size)),
+                 lambda: runs[False].append(ours(folder, path, size, False)),
+                 lambda: runs[True].append(ours(folder, path, size, True))]
+        for step in steps if number % 2 == 0 else reversed(steps):
+            step()
+    path.unlink()
+    own = own[1:]
+    loads = [resumed for resumed, _ in own]
+    letters = [letter for _, letter in own]
+    report.add("to RESUME", "QEMU loads the file", loads, "ms")
+    report.add("to the next letter", "QEMU loads the file", letters, "ms")
+    for parked, name in ((False, "from the file"), (True, "from parked memory")):
+        some = runs[parked][1:]
+        resumes = [run["resume"] for run in some]
+        report.add("to RESUME", name, resumes, "ms", median(resumes) / median(loads), "5 ms", median(resumes) <= 5)
+        first = [run["letter"] for run in some]
+        report.add("to the next letter", name, first, "ms", median(first) / median(letters), "50 ms",
+                   median(first) <= 50)
+        whole = [run["all"] for run in some]
+        report.add("to the last page", name, whole, "ms", median(whole) / median(loads))
+        report.add("requests", name, [run["requests"] for run in some], "")
+    report.add("opening the file", "ours, lazily", [run["open"] for run in runs[False][1:]], "ms")
+    return report
+
+
+def clones(folder: Path, size: int, count: int) -> Report:
+    """So many at once from one file, each with a daemon of its own."""
+    report = Report(f"{count} clones at once, {size / MIB:g} MiB each")
+    path = make_checkpoint(folder, size)
+    daemons, targets = [], []
+    try:
+        for number in range(count):
+            daemons.append(Migrationd(folder, f"park{number}"))
+            targets.append(_qemu(folder, f"clone{number}", size, True))
+            daemons[-1].capabilities(RESUME)
+            daemons[-1].incoming(f"file:{path}")
+            daemons[-1].wait_status("completed")
+            daemons[-1].capabilities("postcopy-ram")
+            targets[-1].capabilities("postcopy-ram")
+            targets[-1].incoming(f"unix:{folder / 'resume'}{number}")
+        begun = time.monotonic()
+        for number, daemon in enumerate(daemons):
+            daemon.qmp.send({"execute": "migrate", "arguments": {"uri": f"unix:{folder / 'resume'}{number}"}})
+        times = [_resumed(target, begun) for target in targets]
+        letters = [_first_letter(target, begun) for target in targets]
+        for daemon in daemons:
+            daemon.qmp.reply()
+            daemon.wait_status("completed", timeout=120)
+    finally:
+        for process in daemons + targets:
+            process.__exit__()
+    path.unlink()
+    report.add("to RESUME", "ours", times, "ms")
+    report.add("to the next letter", "ours", letters, "ms")
+    return report
+
+
+def resume(folder: Path, rounds: int, quick: bool) -> list[Report]:
+    reports = [sizes(folder, size, rounds) for size in ([GIB // 4] if quick else [GIB, 2 * GIB, 5 * GIB // 2])]
+    reports += [clones(folder, GIB // 4 if quick else GIB // 2, count) for count in ((2,) if quick else (1, 4))]
+    return reports
