@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..interop.lib import procfs
+from ..interop.lib import links, procfs
 from ..interop.lib.daemon import Migrationd
 from ..interop.lib.guest import Guest
 from ..interop.lib.host import Host
@@ -32,13 +32,21 @@ ROOM = 64 * MIB     # of the machine, beside what is measured
 
 @dataclass(frozen=True)
 class Contender:
-    kind: str       # "qemu" or "migrationd"
+    kind: str       # "qemu", "parked", "synthetic" or "fio"
     workers: int    # multifd channels; 0: multifd off, which here is one thread too
 
     @property
     def name(self) -> str:
-        who = "QEMU 10.0" if self.kind == "qemu" else "migrationd"
-        return f"{who}, {f'{self.workers} channels' if self.workers else 'no multifd'}"
+        if self.kind == "fio":
+            return "fio, sequential direct I/O"
+        who = {"qemu": "QEMU 10.0", "parked": "migrationd, the same machine parked",
+               "synthetic": "migrationd, synthetic"}[self.kind]
+        count = f"{self.workers} channels" if self.kind == "qemu" else f"{self.workers} worker(s)"
+        return f"{who}, {count if self.workers else 'no multifd'}"
+
+    @property
+    def ours(self) -> bool:
+        return self.kind in ("parked", "synthetic")
 
 
 @dataclass
@@ -48,22 +56,30 @@ class Sample:
 
 
 Samples = dict[Contender, list[Sample]]
-OURS = [Contender("migrationd", 1), Contender("migrationd", 2)]
+FIO = Contender("fio", 0)
+SYNTHETIC = [Contender("synthetic", count) for count in (1, 2)]
+OURS = [Contender("parked", count) for count in (1, 2)] + SYNTHETIC[1:]
 # QEMU does direct I/O with multifd only.
 THEIRS_DIRECT = [Contender("qemu", count) for count in (1, 2, 4, 8)]
 THEIRS = [Contender("qemu", 0), *THEIRS_DIRECT[:3]]
 
 
-def fio(folder: Path, size: int, write: bool) -> float:
-    """Sequential direct I/O of 1 MiB, 16 in flight: bytes per second. Reading takes the file that writing left."""
+def fio(folder: Path, size: int, write: bool) -> Sample:
+    """1 MiB at once, 16 in flight. Reading takes the file that writing left."""
     if not shutil.which("fio"):
         raise Skip("fio is not installed (tools/setup check)")
     command = ["fio", "--name=limit", f"--filename={folder}/fio", f"--rw={'write' if write else 'read'}", "--bs=1M",
                "--iodepth=16", "--ioengine=io_uring", "--direct=1", f"--size={size}", "--output-format=json"]
-    run = subprocess.run(command + (["--end_fsync=1"] if write else []), capture_output=True, text=True, timeout=300)
+    if write:
+        (folder / "fio").unlink(missing_ok=True)
+        command += ["--end_fsync=1"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if run.returncode != 0:
         raise Skip(f"fio: {(run.stderr or run.stdout).strip().splitlines()[-1]}")
-    return json.loads(run.stdout[run.stdout.index("{"):])["jobs"][0]["write" if write else "read"]["bw_bytes"]
+    job = json.loads(run.stdout[run.stdout.index("{"):])["jobs"][0]
+    result = job["write" if write else "read"]
+    seconds = size / result["bw_bytes"]
+    return Sample(seconds, (job["usr_cpu"] + job["sys_cpu"]) / 100 * seconds)
 
 
 def forget(path: Path) -> None:
@@ -80,39 +96,51 @@ def set_up(host: Host, contender: Contender, direct: bool) -> None:
 
 
 def timed(host: Host, action) -> Sample:
-    """Until it is completed. Polled: query-migrate knows no more than milliseconds, and nothing of a load."""
+    """Until it is completed. Polled, for query-migrate tells nothing of a load's time; not so often that it costs."""
     before = procfs.cpu_seconds_ticks(host.pid)
     started = time.monotonic()
     action()
     while (status := host.status()) != "completed":
         assert status not in ("failed", "cancelled"), host.query_migrate()
-        time.sleep(0.002)
+        time.sleep(0.01)
     seconds = time.monotonic() - started
     return Sample(seconds, procfs.cpu_seconds_ticks(host.pid) - before)
 
 
 class Field:
-    """The two sources of equal size, `fill` bytes of their memory not zero, or all of it there and zero."""
+    """The sources, of equal size: `size` bytes of their memory are not zero, or all is there and zero."""
 
-    def __init__(self, folder: Path, size: int, zero: bool = False):
+    def __init__(self, folder: Path, size: int, zero: bool = False, kinds: tuple[str, ...] = ("qemu", "synthetic")):
         self.folder = folder
         self.size = size
-        ram = size + ROOM
-        self.touched = f"synthetic,ram={ram}," + ("touched=0,working-set=0,dirty-rate=0,prealloc=on" if zero else
-                                                  f"touched={size},working-set={size},dirty-rate=0")
-        self.ram = ram
+        self.ram = size + ROOM
+        self.machine = f"synthetic,ram={self.ram}," + ("touched=0,working-set=0,dirty-rate=0,prealloc=on" if zero else
+                                                       f"touched={size},working-set={size},dirty-rate=0")
         self.guest = Guest(pages=0, fill=0 if zero else size // 4096)
         self.hosts: dict[str, Host] = {}
         try:
-            self.hosts["migrationd"] = ours = Migrationd(folder, "files-ours", machine=self.touched)
-            self.hosts["qemu"] = theirs = self._qemu("files-theirs", incoming=False, prealloc=zero)
-            ours.wait(lambda: procfs.memfd_bytes(ours.pid) >= size, 120, "the guest to fill its memory")
-            theirs.wait_sweeps(2, timeout=120)
-            for host in (ours, theirs):
-                host.qmp.execute("stop")
+            if "synthetic" in kinds:
+                self.hosts["synthetic"] = ours = Migrationd(folder, "files-ours", machine=self.machine)
+                ours.wait(lambda: procfs.memfd_bytes(ours.pid) >= size, 120, "the guest to fill its memory")
+                ours.qmp.execute("stop")
+            if "qemu" in kinds:
+                self.hosts["qemu"] = theirs = self._qemu("files-theirs", incoming=False, prealloc=zero)
+                theirs.wait_sweeps(2, timeout=120)
+                theirs.qmp.execute("stop")
+            if "parked" in kinds:
+                self.hosts["parked"] = Migrationd(folder, "files-parked")
+                theirs.parameters(max_bandwidth=UNLIMITED)
+                links.transfer(theirs, self.hosts["parked"], links.Unix(folder, "park"), False)
+                self._again(theirs)
         except BaseException:
             self.close()
             raise
+
+    @staticmethod
+    def _again(host: Host) -> None:
+        """After a migration it takes its machine back, stopped."""
+        host.qmp.execute("cont")
+        host.qmp.execute("stop")
 
     def _qemu(self, name: str, incoming: bool, prealloc: bool) -> Qemu:
         return Qemu(self.folder, name, "10.0", memory_mib=self.ram >> 20, guest=self.guest, incoming=incoming,
@@ -122,6 +150,8 @@ class Field:
         return self.folder / f"saved-{contender.kind}"
 
     def save(self, contender: Contender, direct: bool) -> Sample:
+        if contender == FIO:
+            return fio(self.folder, self.size, True)
         host, path = self.hosts[contender.kind], self.path(contender)
         path.unlink(missing_ok=True)
         os.sync()
@@ -132,20 +162,20 @@ class Field:
         os.fdatasync(fd)
         os.close(fd)
         sample.seconds += time.monotonic() - started
-        host.qmp.execute("cont")
-        host.qmp.execute("stop")
+        self._again(host)
         return sample
 
     def load(self, contender: Contender, direct: bool, cached: bool, prealloc: bool) -> Sample:
+        if contender == FIO:
+            return fio(self.folder, self.size, False)
         path = self.path(contender)
         if cached:
-            path.read_bytes() if self.size < 64 * MIB else subprocess.run(["cat", path], stdout=subprocess.DEVNULL,
-                                                                          check=True)
+            subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
         else:
             forget(path)
         name = f"files-target-{time.monotonic_ns()}"
         host = self._qemu(name, True, prealloc) if contender.kind == "qemu" else \
-            Migrationd(self.folder, name, incoming=["defer"], machine=self.touched + (",prealloc=on" if prealloc else ""))
+            Migrationd(self.folder, name, incoming=["defer"], machine=self.machine + (",prealloc=on" if prealloc else ""))
         with host:
             host.run_state()
             set_up(host, contender, direct)
@@ -170,21 +200,19 @@ def in_turn(contenders: list[Contender], rounds: int, run) -> Samples:
 
 def compare(report: Report, samples: Samples, size: int, limit: float | None, share: float, factor: float,
             cpu_share: float | None) -> None:
-    """Rates and costs. Ours are judged by the better of theirs, in whatever number of workers; so are theirs."""
+    """Rates and costs. The best of ours is judged by the best of theirs, in whatever number of workers."""
     gib = size / GIB
     rates = {contender: [gib / sample.seconds for sample in list_] for contender, list_ in samples.items()}
     costs = {contender: [sample.cpu / gib for sample in list_] for contender, list_ in samples.items()}
-
-    def best(kind: str) -> Contender:
-        return max((contender for contender in samples if contender.kind == kind), key=lambda one: median(rates[one]))
-    theirs, ours = best("qemu"), best("migrationd")
-    if limit is not None:
-        report.add("the limit", "this machine", [limit / GIB], "GiB/s")
+    theirs = max((one for one in samples if one.kind == "qemu"), key=lambda one: median(rates[one]))
+    ours = max((one for one in samples if one.ours), key=lambda one: median(rates[one]))
+    if FIO in samples:
+        disk = median(rates[FIO]) * GIB
+        limit = disk if limit is None else min(limit, disk)
     for contender in samples:
-        judged = contender == ours
         ratio = median(rates[contender]) / median(rates[theirs])
         target, met = "", None
-        if judged:
+        if contender == ours:
             target = f">= {factor:g} x QEMU's best" + (f", >= {share:g} of the limit" if limit is not None else "")
             met = ratio >= factor and (limit is None or median(rates[contender]) >= share * limit / GIB)
         report.add("rate", contender.name, rates[contender], "GiB/s", ratio, target, met)
@@ -196,39 +224,38 @@ def compare(report: Report, samples: Samples, size: int, limit: float | None, sh
 
 
 def saves(field: Field, rounds: int) -> list[Report]:
-    writing = max(fio(field.folder, field.size, True) for _ in range(2))
     reports = []
     for direct in (True, False):
         report = Report(f"Save to a mapped-ram file, {'direct-io' if direct else 'by the page cache'}",
                         [f"{field.size / GIB:g} GiB of non-zero pages into a new file, until they are on the disk. "
-                         + ("The limit: fio's sequential direct write." if direct else "")])
-        samples = in_turn((THEIRS_DIRECT if direct else THEIRS) + OURS, rounds,
+                         + ("The limit: fio's sequential direct write. " if direct else "")
+                         + "The synthetic guest's dirty log is armed, which neither of the others has."])
+        samples = in_turn(([FIO, *THEIRS_DIRECT] if direct else THEIRS) + OURS, rounds,
                           lambda contender, direct=direct: field.save(contender, direct))
-        compare(report, samples, field.size, writing if direct else None, 0.95, 1.0, 0.5)
+        compare(report, samples, field.size, None, 0.95, 1.0, 0.5 if direct else None)
         reports.append(report)
     return reports
 
 
 def loads(field: Field, rounds: int) -> list[Report]:
-    for contender in (THEIRS_DIRECT[1], OURS[1]):
+    for contender in (THEIRS_DIRECT[1], SYNTHETIC[0]):
         field.save(contender, True)
     fio(field.folder, field.size, True)
-    reading = max(fio(field.folder, field.size, False) for _ in range(2))
     touching = limits.first_touch(min(field.size, GIB))
     reports = []
     for direct, cached, prealloc in ((True, False, False), (True, False, True), (False, False, False),
                                      (False, True, False), (False, True, True)):
         way = "direct-io" if direct else "the file in the page cache" if cached else "by a cold page cache"
         report = Report(f"Load from a mapped-ram file, {way}, {'warm' if prealloc else 'cold'} memory",
-                        [f"{field.size / GIB:g} GiB of non-zero pages. Warm: the memory was allocated before."])
-        if not cached:
-            report.add("fio, sequential direct read", "this machine", [reading / GIB], "GiB/s")
+                        [f"{field.size / GIB:g} GiB of non-zero pages. "
+                         + ("Warm: the memory was allocated before. " if prealloc else "")
+                         + ("" if cached else "The limit: fio's sequential direct read"
+                            + ("." if prealloc else ", or the first touch of memory."))])
         if not prealloc:
             report.add("first touch of memory", "this machine", [touching / GIB], "GiB/s")
-        samples = in_turn((THEIRS_DIRECT if direct else THEIRS) + OURS, rounds,
-                          lambda contender, way=(direct, cached, prealloc): field.load(contender, *way))
-        known = [rate for rate, counts in ((reading, not cached), (touching, not prealloc)) if counts]
-        compare(report, samples, field.size, min(known, default=None), 0.9, 1.5, None)
+        contenders = ([] if cached else [FIO]) + (THEIRS_DIRECT if direct else THEIRS) + SYNTHETIC
+        samples = in_turn(contenders, rounds, lambda contender, way=(direct, cached, prealloc): field.load(contender, *way))
+        compare(report, samples, field.size, None if prealloc else touching, 0.9, 1.5, None)
         reports.append(report)
     return reports
 
@@ -238,9 +265,10 @@ def zeros(folder: Path, size: int, rounds: int) -> Report:
     scan = max(limits.memory_scan(min(size, GIB)) for _ in range(2))
     report = Report("Save of all-zero memory", [f"{size / GIB:g} GiB that are there and zero; direct-io. The limit: one "
                                                 "core's scan of memory."])
+    report.add("scan of memory", "this machine", [scan / GIB], "GiB/s")
     field = Field(folder, size, zero=True)
     try:
-        samples = in_turn(THEIRS_DIRECT[:2] + OURS, rounds, lambda contender: field.save(contender, True))
+        samples = in_turn(THEIRS_DIRECT[:2] + SYNTHETIC, rounds, lambda contender: field.save(contender, True))
     finally:
         field.close()
     compare(report, samples, size, scan, 0.9, 1.0, None)
@@ -249,16 +277,15 @@ def zeros(folder: Path, size: int, rounds: int) -> Report:
 
 def growth(folder: Path, sizes: list[int], rounds: int) -> Report:
     """What a GiB costs in machines of growing size."""
-    report = Report("Growth of the cost with the size", ["migrationd, 1 worker, direct-io, non-zero pages; seconds and CPU "
-                                                         "seconds per GiB."])
-    one = OURS[0]
+    report = Report("Growth of the cost with the size",
+                    ["migrationd, synthetic, 1 worker, direct-io, non-zero pages; seconds per GiB."])
+    one = SYNTHETIC[0]
     for size in sizes:
         if shutil.disk_usage(folder).free < 3 * size:
             report.about.append(f"{size / GIB:g} GiB: no room on the disk.")
             continue
-        field = Field(folder, size)
+        field = Field(folder, size, kinds=("synthetic",))
         try:
-            field.hosts.pop("qemu").__exit__()
             saved = [field.save(one, True) for _ in range(rounds + 1)][1:]
             field.close()   # its memory is needed
             loaded = [field.load(one, True, False, False) for _ in range(rounds + 1)][1:]
@@ -266,15 +293,17 @@ def growth(folder: Path, sizes: list[int], rounds: int) -> Report:
             field.close()
             field.path(one).unlink(missing_ok=True)
         for what, list_ in (("save", saved), ("load", loaded)):
-            report.add(f"{what}, {size / GIB:g} GiB", "migrationd, time", [s.seconds / size * GIB for s in list_], "s/GiB")
-            report.add(f"{what}, {size / GIB:g} GiB", "migrationd, CPU", [s.cpu / size * GIB for s in list_], "s/GiB")
+            for unit, values in (("time", [s.seconds for s in list_]), ("CPU", [s.cpu for s in list_])):
+                report.add(f"{what}, {size / GIB:g} GiB", unit, [value / size * GIB for value in values], "s/GiB")
     return report
 
 
 def files(folder: Path, size: int, rounds: int, quick: bool) -> list[Report]:
-    field = Field(folder, size)
+    field = Field(folder, size, kinds=("qemu", "synthetic", "parked"))
     try:
-        reports = saves(field, rounds) + loads(field, rounds)
+        reports = saves(field, rounds)
+        field.hosts.pop("parked").__exit__()
+        reports += loads(field, rounds)
     finally:
         field.close()
     for path in folder.glob("saved-*"):
