@@ -13,7 +13,8 @@ namespace migrationd::ram {
 namespace {
 
 // What one worker gets at once, so that two share a block evenly.
-constexpr std::uint64_t batch_pages = (std::uint64_t{1} << 20) / page_size;
+constexpr std::uint64_t batch_pages = (std::uint64_t{4} << 20) / page_size;
+constexpr std::uint64_t huge_pages = huge_page_size / page_size;
 constexpr std::size_t batch_runs = 256;
 
 Result<MappedBlock> read_block(transports::BufferedReader& reader, transports::SeekableChannel& file,
@@ -94,11 +95,14 @@ Result<void> MappedLoader::load_block(std::size_t index) {
 Result<void> MappedLoader::hand_over_pages(std::size_t index, const Bitmap& in_file) {
   batch_.reset(index, BatchKind::data);
   for (std::uint64_t page = in_file.find_set(0); page < in_file.size(); page = in_file.find_set(page)) {
-    const std::uint64_t limit = std::min<std::uint64_t>(in_file.size(), page + batch_pages - batch_.pages());
-    const std::uint64_t end = in_file.find_clear(page, limit);
+    const std::uint64_t limit = page + batch_pages - batch_.pages();
+    std::uint64_t end = in_file.find_clear(page, std::min<std::uint64_t>(in_file.size(), limit));
+    const bool full = end == limit;
+    // Not in the middle of what can be one huge page.
+    if (full && end / huge_pages * huge_pages > page) end = end / huge_pages * huge_pages;
     batch_.add({page, end - page});
     page = end;
-    if (batch_.pages() < batch_pages && batch_.runs().size() < batch_runs) continue;
+    if (!full && batch_.runs().size() < batch_runs) continue;
     MD_CHECK(workers_->hand_over(batch_));
     batch_.reset(index, BatchKind::data);
   }

@@ -32,6 +32,9 @@ class PageStore {
   // The span's bytes are about to arrive. True: they may be received into its memory (RamMap::memory()) and are
   // announced with placed() when all are there. False: into a buffer, then place().
   virtual bool receive_in_place(const GuestSpan& span) = 0;
+  // The span, whole huge pages by offset and length, is about to arrive completely. True: it was a hole, and its memory
+  // has been allocated as huge pages, which is a third of the work; receive_in_place() will say so.
+  virtual bool allocate_huge(const GuestSpan&) { return false; }
   // One page's memory, to be changed in place (delta pages). Valid until the next call.
   virtual Result<std::span<std::byte>> page_to_change(const GuestSpan& page) = 0;
 

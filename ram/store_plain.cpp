@@ -8,11 +8,34 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
+#include <string>
 
 namespace migrationd::ram {
 namespace {
 
 constexpr std::size_t chunk_pages = huge_page_size / page_size;  // what one page of page tables covers
+
+// What is chosen among the words of such a file: "always within_size [advise] never".
+std::string chosen_in(const char* path) {
+  std::ifstream file(path);
+  std::string words;
+  std::getline(file, words);
+  const auto open = words.find('[');
+  const auto close = words.find(']', open);
+  return close == std::string::npos ? std::string() : words.substr(open + 1, close - open - 1);
+}
+
+// Asked once: whoever changes it starts the daemon anew.
+bool memfds_have_huge_pages() {
+  static const bool have = [] {
+    // Each size has its own word since Linux 6.10.
+    std::string word = chosen_in("/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/shmem_enabled");
+    if (word.empty() || word == "inherit") word = chosen_in("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+    return word == "advise" || word == "within_size" || word == "always" || word == "force";
+  }();
+  return have;
+}
 
 // What one read fault maps besides, where it is in memory (the kernel's fault_around_bytes by default). Less is no
 // harm: the others fault one by one then.
@@ -162,6 +185,26 @@ bool StorePlain::receive_in_place(const GuestSpan& span) {
     if (!block.stale.test(page)) return false;
     map_stale(target, block, page);
   }
+  return true;
+}
+
+bool StorePlain::allocate_huge(const GuestSpan& span) {
+  const RamBlock& target = map_.at(span.block());
+  if (is_huge(target) || !memfds_have_huge_pages()) return false;
+  Block& block = blocks_[span.block()];
+  const std::size_t first = span.offset() / page_size;
+  const std::size_t count = span.length() / page_size;
+  {
+    const std::lock_guard lock(mutex_);
+    const std::size_t end = first + count;
+    if (block.stored.find_set(first, end) != end || block.stale.find_set(first, end) != end) return false;
+  }
+  // Outside the lock: two threads fill huge pages of their own.
+  std::byte* const memory = target.engine() + span.offset();
+  ::madvise(memory, span.length(), MADV_HUGEPAGE);
+  if (::madvise(memory, span.length(), MADV_POPULATE_WRITE) != 0) return false;
+  const std::lock_guard lock(mutex_);
+  block.mapped.set_range(first, count);
   return true;
 }
 

@@ -10,6 +10,10 @@
 // So: pwritev for holes; the engine view for memory that is there. A hole is never read: that would
 // allocate it. hugetlb has no write(2): always the engine view there.
 //
+// Where the kernel gives memfds transparent huge pages (shmem_enabled: advise, within_size or always; usually never), a
+// whole one is allocated at once for 0.20 and filled through the engine view: allocate_huge(), for who knows that all
+// of its pages will come, as a mapped-ram file's reader does.
+//
 // Old bytes. A block may hold the pages of an earlier attempt, or of a guest that ran here. Giving them back to the
 // kernel to get others costs more than the copy, so they are kept and are *stale*: allocated, not received, worthless.
 // A stored page is no longer stale; a zero record clears a stale page; finish() gives back what is stale at the end.
@@ -41,6 +45,7 @@ class StorePlain final : public PageStore {
   Result<void> place(const GuestSpan& span, std::span<const iovec> pages) override;
   Result<void> place_zero(const GuestSpan& span) override;
   bool receive_in_place(const GuestSpan& span) override;
+  bool allocate_huge(const GuestSpan& span) override;
   Result<std::span<std::byte>> page_to_change(const GuestSpan& page) override;
   std::size_t pages_to_guess(const GuestSpan& ahead) override;
   void placed(const GuestSpan& span) override;
