@@ -25,7 +25,8 @@ bool takes_many_channels(const Address& address, bool mapped_ram) noexcept {
 
 // The matrix of file-and-channels.md section 6, in QEMU's order. A row whose capability this build lacks cannot be
 // reached yet; it stands here because the matrix belongs in one place.
-Result<void> check_transport(const Capabilities& capabilities, const Address& address) {
+Result<void> check_transport(const Capabilities& capabilities, const qmp::MigrationParameters& parameters,
+                             const Address& address) {
   const bool mapped_ram = capabilities.has(Capability::mapped_ram);
   if (mapped_ram && !is<transports::FileAddress>(address)) {
     return plan_error("Migration requires seekable transport (e.g. file)");
@@ -33,6 +34,9 @@ Result<void> check_transport(const Capabilities& capabilities, const Address& ad
   const bool many = capabilities.has(Capability::multifd) || capabilities.has(Capability::postcopy_preempt);
   if (many && !takes_many_channels(address, mapped_ram)) {
     return plan_error("Migration requires multi-channel URIs (e.g. tcp)");
+  }
+  if (parameters.mode == qmp::MigMode::cpr_transfer && is<transports::FileAddress>(address)) {
+    return plan_error("Migration requires streamable transport (eg unix)");
   }
   return {};
 }
@@ -118,11 +122,8 @@ Result<std::optional<PostcopyPlan>> postcopy_plan(const Capabilities& capabiliti
 
 Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp::MigrationParameters& parameters,
                                     const Address& address) {
-  MD_CHECK(check_transport(capabilities, address));
-  if (parameters.mode == qmp::MigMode::cpr_transfer) {
-    if (is<transports::FileAddress>(address)) return plan_error("Migration requires streamable transport (eg unix)");
-    return plan_error("missing 'cpr' migration channel");
-  }
+  MD_CHECK(check_transport(capabilities, parameters, address));
+  if (parameters.mode == qmp::MigMode::cpr_transfer) return plan_error("missing 'cpr' migration channel");
   if (parameters.mode == qmp::MigMode::cpr_reboot) {
     if (capabilities.has(Capability::postcopy_ram)) return plan_error("Cannot use postcopy with CPR");
     return plan_error("migration mode 'cpr-reboot' is not built into this daemon yet");
@@ -152,7 +153,7 @@ Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp:
 
 Result<DestinationPlan> make_destination_plan(const Capabilities& capabilities,
                                               const qmp::MigrationParameters& parameters, const Address& address) {
-  MD_CHECK(check_transport(capabilities, address));
+  MD_CHECK(check_transport(capabilities, parameters, address));
   if (parameters.mode != qmp::MigMode::normal) {
     return plan_error("migration modes other than 'normal' are not built into this daemon yet");
   }
