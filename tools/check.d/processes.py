@@ -89,9 +89,7 @@ def run(command: list[str], log: Path, limit: float, cwd: Path, env: dict[str, s
         child = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
                                  env={**os.environ, **(env or {})}, start_new_session=True)
         try:
-            status: int | None = child.wait(timeout=limit)
-        except subprocess.TimeoutExpired:
-            status = None
+            status = _wait(child, limit)
         except BaseException:
             _kill_group(child)
             end_leftovers()
@@ -99,6 +97,20 @@ def run(command: list[str], log: Path, limit: float, cwd: Path, env: dict[str, s
         if status is None:
             _kill_group(child)
     return Done(status, time.monotonic() - start, log, end_leftovers())
+
+
+def _wait(child: subprocess.Popen, limit: float) -> int | None:
+    """Orphans that end meanwhile are reaped at once: who ended one may wait until it is gone (libvirt does)."""
+    end = time.monotonic() + limit
+    while True:
+        try:
+            return child.wait(timeout=max(0.0, min(0.2, end - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= end:
+                return None
+        for pid in _children():
+            if pid != child.pid:
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _kill_group(child: subprocess.Popen) -> None:

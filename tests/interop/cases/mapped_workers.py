@@ -83,6 +83,7 @@ def by_migrationctl(folder: Path) -> None:
     with Migrationd(folder, "source", machine="synthetic,ram=32M,dirty-rate=5M,working-set=8M") as source, \
          Migrationd(folder, "target") as target:
         for host, command in ((source, "save"), (target, "load")):
+            host.owner()  # answered: it listens
             subprocess.run([tool, "--socket", host.qmp_path, command, "--direct", "--workers", "3", folder / "saved"],
                            check=True, timeout=30, stdout=subprocess.DEVNULL)
             states = {one["capability"]: one["state"] for one in host.qmp.execute("query-migrate-capabilities")}
