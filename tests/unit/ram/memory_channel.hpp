@@ -20,7 +20,7 @@ class MemoryChannel final : public transports::Channel {
     read_in_pieces = read_in_pieces || into.size() > 2;
     for (const iovec& part : into) {
       const std::size_t count = std::min({part.iov_len, bytes.size() - position_, largest_read_ - done});
-      std::memcpy(part.iov_base, bytes.data() + position_, count);
+      if (count > 0) std::memcpy(part.iov_base, bytes.data() + position_, count);  // no bytes may mean no buffer
       position_ += count;
       done += count;
     }
