@@ -85,16 +85,7 @@ Result<Package> parse(ByteView bytes, stream::ScanRules& rules) {
   MD_TRY(const std::size_t front, take_front(bytes, package.pings));
   MD_TRY(const ByteView body, take_back(bytes.subspan(front), package.pings));
   MD_TRY(auto spans, find_sections(body, rules));
-  for (stream::SectionSpan& span : spans) {
-    const ByteView content = body.subspan(span.body_offset, span.body_length);
-    stream::DeviceSection section;
-    section.section_id = span.header.section_id;
-    section.name = std::move(span.header.name);
-    section.instance_id = span.header.instance_id;
-    section.version_id = span.header.version_id;
-    section.body.assign(content.begin(), content.end());
-    package.sections.push_back(std::move(section));
-  }
+  for (stream::SectionSpan& span : spans) package.sections.push_back(stream::take_section(span, body));
   return package;
 }
 

@@ -86,7 +86,8 @@ Result<void> MigrationDestination::run_phases() {
   MD_CHECK(read_devices());
   MD_CHECK(load_devices());
   MD_CHECK(answer());
-  return start_guest();
+  start_arrived(run_control_, events_);
+  return {};
 }
 
 Result<void> MigrationDestination::accept() {
@@ -449,17 +450,6 @@ Result<void> MigrationDestination::answer() {
     if (!told) log::warning(fmt::format("the source could not be told of the success: {}", told.error().text()));
   }
   run_control_.incoming_loaded(*machine_, received_state_);
-  return {};
-}
-
-Result<void> MigrationDestination::start_guest() {
-  auto resumed = run_control_.start_if_wanted();
-  if (!resumed) {
-    // The machine arrived; that it does not start is said, and `cont` may try again.
-    log::error("the guest could not be started: {}", resumed.error().text());
-  } else if (*resumed) {
-    events_.guest_resumed();
-  }
   return {};
 }
 

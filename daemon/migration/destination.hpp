@@ -79,7 +79,6 @@ class MigrationDestination {
   Result<void> read_devices();
   Result<void> load_devices();
   Result<void> answer();
-  Result<void> start_guest();
 
   Result<void> handle_element(const stream::Element& element);
   Result<void> handle_command(const stream::Command& command);

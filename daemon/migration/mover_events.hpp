@@ -21,6 +21,8 @@
 
 namespace migrationd::migration {
 
+class RunControl;
+
 class MoverEvents {
  public:
   virtual ~MoverEvents() = default;
@@ -32,6 +34,10 @@ class MoverEvents {
   // postcopy-paused, and why.
   virtual void paused(const Error& why) = 0;
 };
+
+// Starts a machine that has arrived, if it and this daemon want it to run. That it does not start is said, and is no
+// failure of the migration: the machine is here, and `cont` may try again.
+void start_arrived(RunControl& run_control, MoverEvents& events);
 
 using Clock = std::chrono::steady_clock;
 

@@ -2,6 +2,7 @@
 #include "daemon/migration/open_image.hpp"
 
 #include "base/log.hpp"
+#include "base/read_at.hpp"
 #include "protocol/stream/image_kind.hpp"
 #include "transports/open_file.hpp"
 
@@ -18,17 +19,7 @@ namespace {
 using qmp::Capability;
 
 stream::ReadAt reading(int fd) {
-  return [fd](std::uint64_t offset, std::span<std::byte> into) -> Result<std::size_t> {
-    std::size_t done = 0;
-    while (done < into.size()) {
-      const ssize_t got = ::pread(fd, into.data() + done, into.size() - done, static_cast<off_t>(offset + done));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return Error::from_errno("Unable to read from file");
-      if (got == 0) break;
-      done += static_cast<std::size_t>(got);
-    }
-    return done;
-  };
+  return [fd](std::uint64_t offset, std::span<std::byte> into) { return read_at(fd, offset, into); };
 }
 
 // Whoever opens pages one by one must know where they are.

@@ -10,18 +10,6 @@ Result<std::unique_ptr<PostcopyControl>> PostcopyControl::make() {
   return std::unique_ptr<PostcopyControl>(new PostcopyControl(std::move(bell)));
 }
 
-void PostcopyControl::break_connections() {
-  const std::lock_guard lock(mutex_);
-  if (channels_.empty()) return;
-  broken_ = true;
-  for (transports::Channel* const channel : channels_) channel->shutdown();
-}
-
-void PostcopyControl::watch(std::vector<transports::Channel*> channels) {
-  const std::lock_guard lock(mutex_);
-  channels_ = std::move(channels);
-}
-
 void PostcopyControl::give_target(transports::OutgoingTarget target) {
   {
     const std::lock_guard lock(mutex_);

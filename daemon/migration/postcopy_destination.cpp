@@ -197,12 +197,7 @@ Result<void> PostcopyDestination::load_and_run(std::vector<DeviceSection> early)
   if (stop_.requested()) return cancelled_error();
   MD_CHECK(state_.run());
   run_control_.incoming_loaded(*machine_, *received_state);
-  auto resumed = run_control_.start_if_wanted();
-  if (!resumed) {
-    log::error("the guest could not be started: {}", resumed.error().text());
-  } else if (*resumed) {
-    events_.guest_resumed();
-  }
+  start_arrived(run_control_, events_);
   return {};
 }
 

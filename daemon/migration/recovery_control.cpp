@@ -10,12 +10,6 @@ Result<std::unique_ptr<RecoveryControl>> RecoveryControl::make() {
   return std::unique_ptr<RecoveryControl>(new RecoveryControl(std::move(bell)));
 }
 
-void RecoveryControl::break_connections() {
-  const std::lock_guard lock(mutex_);
-  if (!channels_.empty()) broken_ = true;
-  for (transports::Channel* channel : channels_) channel->shutdown();
-}
-
 Result<void> RecoveryControl::give_target(transports::IncomingTarget target) {
   MD_TRY(auto replaced, StopSource::make());
   auto offer = std::make_shared<Offer>(Offer{std::move(target), std::move(replaced)});
@@ -24,11 +18,6 @@ Result<void> RecoveryControl::give_target(transports::IncomingTarget target) {
   next_ = std::move(offer);
   bell_->ring();
   return {};
-}
-
-void RecoveryControl::watch(std::vector<transports::Channel*> channels) {
-  const std::lock_guard lock(mutex_);
-  channels_ = std::move(channels);
 }
 
 Result<std::shared_ptr<RecoveryControl::Offer>> RecoveryControl::await_offer(const StopSource& stop) {

@@ -252,16 +252,7 @@ DeviceTailContents DeviceTail::take() && {
   out.sections = std::move(early_);
   if (!found_) return out;
   const ByteView bytes = ByteView(buffer_).subspan(start_);
-  for (SectionSpan& span : found_->sections) {
-    const ByteView body = bytes.subspan(span.body_offset, span.body_length);
-    DeviceSection section;
-    section.section_id = span.header.section_id;
-    section.name = std::move(span.header.name);
-    section.instance_id = span.header.instance_id;
-    section.version_id = span.header.version_id;
-    section.body.assign(body.begin(), body.end());
-    out.sections.push_back(std::move(section));
-  }
+  for (SectionSpan& span : found_->sections) out.sections.push_back(take_section(span, bytes));
   out.description = std::move(found_->description);
   out.proof = found_->proof;
   return out;

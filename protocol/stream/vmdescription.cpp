@@ -180,4 +180,15 @@ Result<std::vector<SectionSpan>> analyse(const VmDescription& description, ByteV
   return sections;
 }
 
+DeviceSection take_section(SectionSpan& span, ByteView bytes) {
+  const ByteView body = bytes.subspan(span.body_offset, span.body_length);
+  DeviceSection section;
+  section.section_id = span.header.section_id;
+  section.name = std::move(span.header.name);
+  section.instance_id = span.header.instance_id;
+  section.version_id = span.header.version_id;
+  section.body.assign(body.begin(), body.end());
+  return section;
+}
+
 }  // namespace migrationd::stream

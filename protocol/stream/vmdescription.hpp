@@ -85,6 +85,8 @@ struct SectionSpan {
   std::size_t body_offset = 0;
   std::size_t body_length = 0;
 };
+// The section itself, its body copied out of the bytes that the span was found in. Takes the name from the span.
+DeviceSection take_section(SectionSpan& span, ByteView bytes);
 
 // Splits `device_bytes` (from the first FULL section's 04 byte to before EOF) and proves that the description
 // accounts for every byte. `early` are the FULL sections that came before: their entries lead the list, and their

@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "base/read_at.hpp"
 
 #include <cerrno>
 #include <filesystem>
@@ -58,17 +59,7 @@ Result<std::uint64_t> size_of(int fd) {
 }
 
 stream::ReadAt reading(int fd) {
-  return [fd](std::uint64_t offset, std::span<std::byte> into) -> Result<std::size_t> {
-    std::size_t done = 0;
-    while (done < into.size()) {
-      const ssize_t got = ::pread(fd, into.data() + done, into.size() - done, static_cast<off_t>(offset + done));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return Error::from_errno(fmt::format("read at {}", hex(offset + done)));
-      if (got == 0) break;
-      done += static_cast<std::size_t>(got);
-    }
-    return done;
-  };
+  return [fd](std::uint64_t offset, std::span<std::byte> into) { return read_at(fd, offset, into); };
 }
 
 Result<void> write_at(int fd, std::uint64_t offset, ByteView bytes) {

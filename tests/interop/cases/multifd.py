@@ -12,6 +12,7 @@ import resource
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..lib import cases, links, streams
@@ -200,8 +201,9 @@ def threads(folder: Path) -> None:
         assert ours.qmp.execute("query-migrationthreads") == []
 
 
-@cases.case("multifd/live/cancelled-and-again", timeout=60, quick=True)
-def cancelled(folder: Path) -> None:
+@contextlib.contextmanager
+def under_way(folder: Path) -> Iterator[tuple[Migrationd, Migrationd]]:
+    """A slow migration over four channels that has sent some pages."""
     what = machine(50, ram="128M")
     with Migrationd(folder, "source", machine=what) as source, \
          Migrationd(folder, "target", machine=what, incoming=["defer"]) as destination:
@@ -211,6 +213,12 @@ def cancelled(folder: Path) -> None:
         destination.incoming("tcp:127.0.0.1:0")
         source.migrate(f"tcp:127.0.0.1:{destination.listening_port()}")
         source.wait(lambda: source.query_migrate().get("ram", {}).get("transferred", 0) > 8 << 20, 20, "some pages")
+        yield source, destination
+
+
+@cases.case("multifd/live/cancelled-and-again", timeout=60, quick=True)
+def cancelled(folder: Path) -> None:
+    with under_way(folder) as (source, destination):
         source.qmp.execute("migrate_cancel")
         source.wait(lambda: source.status() == "cancelled", 5, "the cancel to be done")
         destination.wait(lambda: destination.status() == "failed", 5, "the destination to notice")
@@ -225,15 +233,7 @@ def cancelled(folder: Path) -> None:
 @cases.case("multifd/live/destination-killed", timeout=60, quick=True)
 def destination_killed(folder: Path) -> None:
     """The guest runs on at the source, within moments."""
-    what = machine(50, ram="128M")
-    with Migrationd(folder, "source", machine=what) as source, \
-         Migrationd(folder, "target", machine=what, incoming=["defer"]) as destination:
-        for host in (source, destination):
-            configure(host, 4)
-        source.parameters(max_bandwidth=20_000_000)
-        destination.incoming("tcp:127.0.0.1:0")
-        source.migrate(f"tcp:127.0.0.1:{destination.listening_port()}")
-        source.wait(lambda: source.query_migrate().get("ram", {}).get("transferred", 0) > 8 << 20, 20, "some pages")
+    with under_way(folder) as (source, destination):
         destination.child.kill()
         source.wait(lambda: source.status() == "failed", 5, "the source to notice")
         assert source.run_state() == "running" and source.owner() == "here"
