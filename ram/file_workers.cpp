@@ -5,7 +5,6 @@
 #include "ram/counters.hpp"
 
 #include <fmt/format.h>
-#include <pthread.h>
 
 #include <array>
 #include <atomic>
@@ -22,7 +21,7 @@ class FileWorkers::Thread {
   Result<void> start() {
     MD_TRY(work_, Doorbell::make());
     return start_thread(thread_, "start a file worker", [this] {
-      ::pthread_setname_np(::pthread_self(), fmt::format("file/{}", number_).c_str());
+      const auto place = owner_.roster_.enter_worker(owner_.name_, number_);
       auto result = run();
       // In this thread: operations of a ring end with the thread that began them.
       worker_->abandon();
@@ -92,13 +91,15 @@ class FileWorkers::Thread {
   std::thread thread_;
 };
 
-FileWorkers::FileWorkers(std::unique_ptr<Doorbell> progress, StopSource& stop) noexcept
-    : progress_(std::move(progress)), stop_(stop) {}
+FileWorkers::FileWorkers(std::string_view name, std::unique_ptr<Doorbell> progress, StopSource& stop,
+                         ThreadRoster& roster)
+    : name_(name), progress_(std::move(progress)), stop_(stop), roster_(roster) {}
 
-Result<std::unique_ptr<FileWorkers>> FileWorkers::start(std::vector<std::unique_ptr<FileWorker>> workers,
-                                                        StopSource& stop) {
+Result<std::unique_ptr<FileWorkers>> FileWorkers::start(std::string_view name,
+                                                        std::vector<std::unique_ptr<FileWorker>> workers,
+                                                        StopSource& stop, ThreadRoster& roster) {
   MD_TRY(auto progress, Doorbell::make());
-  std::unique_ptr<FileWorkers> out(new FileWorkers(std::move(progress), stop));
+  std::unique_ptr<FileWorkers> out(new FileWorkers(name, std::move(progress), stop, roster));
   for (std::size_t number = 0; number < workers.size(); ++number)
     out->threads_.push_back(std::make_unique<Thread>(*out, number, std::move(workers[number])));
   for (const auto& thread : out->threads_) MD_CHECK(thread->start());

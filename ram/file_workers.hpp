@@ -19,12 +19,15 @@
 #include "base/doorbell.hpp"
 #include "base/result.hpp"
 #include "base/stop.hpp"
+#include "base/thread_roster.hpp"
 #include "ram/page_batch.hpp"
 
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 namespace migrationd::ram {
@@ -47,9 +50,11 @@ class FileWorker {
 
 class FileWorkers {
  public:
-  // Starts a thread for each, 1 to 255. The stop outlives them. Error: the process is at its limit of threads or
-  // descriptors.
-  static Result<std::unique_ptr<FileWorkers>> start(std::vector<std::unique_ptr<FileWorker>> workers, StopSource& stop);
+  // Starts a thread for each, 1 to 255; "NAME_0", "NAME_1" ... in the roster, which with the stop outlives them. Error:
+  // the process is at its limit of threads or descriptors.
+  static Result<std::unique_ptr<FileWorkers>> start(std::string_view name,
+                                                    std::vector<std::unique_ptr<FileWorker>> workers, StopSource& stop,
+                                                    ThreadRoster& roster);
   // Ends and joins them; what was not begun is dropped.
   ~FileWorkers();
 
@@ -67,12 +72,14 @@ class FileWorkers {
 
  private:
   class Thread;
-  FileWorkers(std::unique_ptr<Doorbell> progress, StopSource& stop) noexcept;
+  FileWorkers(std::string_view name, std::unique_ptr<Doorbell> progress, StopSource& stop, ThreadRoster& roster);
   Result<Thread*> one_with_room();
   void take_failure(std::size_t number, Error error);
 
+  const std::string name_;
   std::unique_ptr<Doorbell> progress_;  // a worker took a batch in, or has nothing left to do
   StopSource& stop_;
+  ThreadRoster& roster_;
   std::vector<std::unique_ptr<Thread>> threads_;
   std::size_t next_ = 0;
   std::uint64_t pages_handed_over_ = 0;

@@ -55,7 +55,8 @@ MappedLoader::MappedLoader(RamMap& map, transports::SeekableChannel& file, Recei
 Result<std::unique_ptr<MappedLoader>> MappedLoader::make(RamMap& map, PageStore& store,
                                                          transports::SeekableChannel& file,
                                                          std::vector<std::unique_ptr<transports::PositionalFile>> pages,
-                                                         StopSource& stop, ReceiveCounters& counters) {
+                                                         StopSource& stop, ThreadRoster& roster,
+                                                         ReceiveCounters& counters) {
   std::unique_ptr<MappedLoader> loader(new MappedLoader(map, file, counters));
   std::vector<std::unique_ptr<FileWorker>> workers;
   for (auto& one : pages) {
@@ -64,7 +65,7 @@ Result<std::unique_ptr<MappedLoader>> MappedLoader::make(RamMap& map, PageStore&
     loader->readers_.push_back(reader.get());
     workers.push_back(std::move(reader));
   }
-  MD_TRY(loader->workers_, FileWorkers::start(std::move(workers), stop));
+  MD_TRY(loader->workers_, FileWorkers::start("mig/dst/recv", std::move(workers), stop, roster));
   return loader;
 }
 

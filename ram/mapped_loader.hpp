@@ -15,6 +15,7 @@
 
 #include "base/result.hpp"
 #include "base/stop.hpp"
+#include "base/thread_roster.hpp"
 #include "protocol/stream/ram_setup.hpp"
 #include "ram/counters.hpp"
 #include "ram/file_workers.hpp"
@@ -47,7 +48,7 @@ class MappedLoader {
   // I/O demands an alignment that pages do not have; no threads.
   static Result<std::unique_ptr<MappedLoader>> make(RamMap& map, PageStore& store, transports::SeekableChannel& file,
                                                     std::vector<std::unique_ptr<transports::PositionalFile>> pages,
-                                                    StopSource& stop, ReceiveCounters& counters);
+                                                    StopSource& stop, ThreadRoster& roster, ReceiveCounters& counters);
 
   // Every page of these blocks that is in the file. The map has blocks of the same names and lengths. A worker's error
   // raises the stop.

@@ -26,7 +26,8 @@ SinkMapped::SinkMapped(RamMap& map, transports::BufferedWriter& writer, transpor
 Result<std::unique_ptr<SinkMapped>> SinkMapped::make(RamMap& map, transports::BufferedWriter& writer,
                                                      transports::SeekableChannel& stream,
                                                      std::vector<std::unique_ptr<transports::PositionalFile>> pages,
-                                                     StopSource& stop, SendCounters& counters, Options options) {
+                                                     StopSource& stop, ThreadRoster& roster, SendCounters& counters,
+                                                     Options options) {
   std::unique_ptr<SinkMapped> sink(new SinkMapped(map, writer, stream, stop, counters, options));
   std::vector<std::unique_ptr<FileWorker>> workers;
   for (auto& file : pages) {
@@ -35,7 +36,7 @@ Result<std::unique_ptr<SinkMapped>> SinkMapped::make(RamMap& map, transports::Bu
     sink->writers_.push_back(worker.get());
     workers.push_back(std::move(worker));
   }
-  MD_TRY(sink->workers_, FileWorkers::start(std::move(workers), stop));
+  MD_TRY(sink->workers_, FileWorkers::start("mig/src/send", std::move(workers), stop, roster));
   return sink;
 }
 

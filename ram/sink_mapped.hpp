@@ -18,6 +18,7 @@
 // Thread: the mover.
 #pragma once
 
+#include "base/thread_roster.hpp"
 #include "ram/counters.hpp"
 #include "ram/file_workers.hpp"
 #include "ram/mapped_layout.hpp"
@@ -48,7 +49,8 @@ class SinkMapped final : public PageSink {
   static Result<std::unique_ptr<SinkMapped>> make(RamMap& map, transports::BufferedWriter& writer,
                                                   transports::SeekableChannel& stream,
                                                   std::vector<std::unique_ptr<transports::PositionalFile>> pages,
-                                                  StopSource& stop, SendCounters& counters, Options options);
+                                                  StopSource& stop, ThreadRoster& roster, SendCounters& counters,
+                                                  Options options);
 
   void limit_by(RateLimiter* limiter) noexcept override { pacer_.limit_by(limiter); }
   Result<void> write_block_list() override;

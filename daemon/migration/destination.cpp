@@ -316,8 +316,8 @@ Result<void> MigrationDestination::load_mapped_pages() {
   const std::size_t depth = std::clamp(reads_in_flight / plan.workers, reads_per_worker, reads_in_flight / 2);
   MD_TRY(auto pages, transports::share_positional_file(page_fd_.get(), plan.direct_io, depth, plan.workers));
   page_fd_.reset();
-  MD_TRY(const auto loader,
-         ram::MappedLoader::make(machine_->ram(), *store_, *file_, std::move(pages), stop_, counters_));
+  MD_TRY(const auto loader, ram::MappedLoader::make(machine_->ram(), *store_, *file_, std::move(pages), stop_,
+                                                    progress_.threads, counters_));
   return loader->load(mapped_blocks_);
 }
 

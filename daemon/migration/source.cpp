@@ -182,8 +182,8 @@ Result<std::unique_ptr<ram::PageSink>> MigrationSource::make_sink(ram::SendCount
            transports::share_positional_file(page_fd_.get(), plan_.mapped->direct_io, depth, plan_.mapped->workers));
     MD_TRY(const bool empty, transports::reads_as_zeros_when_new(page_fd_.get()));
     page_fd_.reset();
-    MD_TRY(auto sink, ram::SinkMapped::make(machine_.ram(), *writer_, *file_, std::move(pages), stop_, counters,
-                                            {plan_.mapped->detect_zeros, empty}));
+    MD_TRY(auto sink, ram::SinkMapped::make(machine_.ram(), *writer_, *file_, std::move(pages), stop_,
+                                            progress_.threads, counters, {plan_.mapped->detect_zeros, empty}));
     mapped_sink_ = sink.get();
     return std::unique_ptr<ram::PageSink>(std::move(sink));
   }

@@ -48,6 +48,72 @@ def loopback_unix(size: int) -> float:
         return _copy_through(listener, connect, size)
 
 
+PAGE = 4096
+_BATCH = 128        # pages per call; with their headers 256 pieces, well below IOV_MAX
+
+
+def _records(memory: mmap.mmap, headers: mmap.mmap) -> list[list[memoryview]]:
+    """The pieces of each call: 8 bytes of header before each page, as in a stream."""
+    pages, heads = memoryview(memory), memoryview(headers)
+    return [[piece for page in range(first, first + _BATCH)
+             for piece in (heads[page % _BATCH * 8:][:8], pages[page * PAGE:][:PAGE])]
+            for first in range(0, len(memory) // PAGE, _BATCH)]
+
+
+def _from(pieces: list[memoryview], skip: int) -> list[memoryview]:
+    """What is left of `pieces` after `skip` bytes went through."""
+    for index, piece in enumerate(pieces):
+        if skip < len(piece):
+            return [piece[skip:], *pieces[index + 1:]]
+        skip -= len(piece)
+    return []
+
+
+def _shared(size: int) -> mmap.mmap:
+    memory = mmap.mmap(os.memfd_create("limit"), size)
+    for offset in range(0, size, _CHUNK):
+        memory[offset:offset + _CHUNK] = b"\xa5" * _CHUNK
+    return memory
+
+
+def _receive_records(connection: socket.socket, calls: list[list[memoryview]], report: int) -> None:
+    before = time.process_time()
+    for call in calls:
+        rest = call
+        while rest:
+            rest = _from(rest, connection.recvmsg_into(rest)[0])
+    os.write(report, f"{time.process_time() - before}\n".encode())
+
+
+def records_over_tcp(size: int) -> tuple[float, float]:
+    """The stream's records from warm guest memory into warm guest memory, nothing done to them: bytes per second, and
+    CPU seconds of both sides. What is left of plain precopy when everything but the kernel's two copies costs nothing."""
+    told, report = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        receiver = os.fork()
+        if receiver == 0:
+            connection, _ = listener.accept()
+            calls = _records(_shared(size), mmap.mmap(-1, PAGE))
+            connection.sendall(b"r")
+            _receive_records(connection, calls, report)
+            os._exit(0)
+        os.close(report)
+        with socket.create_connection(listener.getsockname()) as connection:
+            calls = _records(_shared(size), mmap.mmap(-1, PAGE))
+            connection.recv(1)
+            started, before = time.monotonic(), time.process_time()
+            for call in calls:
+                rest = call
+                while rest:
+                    rest = _from(rest, connection.sendmsg(rest))
+            own = time.process_time() - before
+            with os.fdopen(told) as answer:
+                theirs = float(answer.readline())
+            seconds = time.monotonic() - started
+        os.waitpid(receiver, 0)
+    return size / seconds, own + theirs
+
+
 def memory_scan(size: int) -> float:
     """Reading memory once with the C library's fastest search: what looking for zero pages costs at least."""
     with mmap.mmap(-1, size) as memory:

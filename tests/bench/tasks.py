@@ -34,6 +34,9 @@ def machine_limits(size: int) -> Report:
     report = Report("The machine's limits", [f"Plain copies of {size // MIB} MiB, the better of two."])
     for name, value in limits.measure(size).items():
         report.add(name, "this machine", [value / GIB], "GiB/s")
+    records = [limits.records_over_tcp(size) for _ in range(2)]
+    report.add("a stream's records over tcp, memory warm", "this machine", [max(rate for rate, _ in records) / GIB], "GiB/s")
+    report.add("the same, CPU per GiB of both sides", "this machine", [min(cpu for _, cpu in records) * GIB / size], "s")
     return report
 
 

@@ -67,7 +67,8 @@ def threads(folder: Path) -> None:
         source.wait(lambda: source.query_migrate().get("ram", {}).get("transferred", 0) > 4 * MIB, 20, "some pages")
         names = [Path(f"/proc/{source.pid}/task/{task}/comm").read_text().strip()
                  for task in os.listdir(f"/proc/{source.pid}/task")]
-        assert sorted(name for name in names if name.startswith("file/")) == [f"file/{n}" for n in range(5)], names
+        workers = sorted(name for name in names if name.startswith("mig/src/send_"))
+        assert workers == [f"mig/src/send_{n}" for n in range(5)], names
         source.parameters(max_bandwidth=1 << 60)
         source.wait_status("completed")
         left = [name for name in os.listdir(f"/proc/{source.pid}/fd")

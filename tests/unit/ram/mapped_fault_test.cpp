@@ -125,7 +125,7 @@ Result<void> save(RamMap& map, const File& file, const Variant& variant, Fault& 
   transports::BufferedWriter writer(channel);
   SendCounters counters;
   MD_TRY(const auto sink, SinkMapped::make(map, writer, channel, faulty(file.pages(O_WRONLY, variant), fault),
-                                           *file.stop, counters, variant.options));
+                                           *file.stop, *file.roster, counters, variant.options));
   const auto steps = [&]() -> Result<void> {
     MD_TRY(auto scanner, PageScanner::of(map));
     MD_CHECK(scanner.begin_first_pass());
@@ -150,8 +150,8 @@ Result<void> load(RamMap& map, const File& file, const Variant& variant, Fault& 
   MD_TRY(const auto blocks, read_mapped_setup(reader, channel));
   MD_TRY(const auto store, StorePlain::make(map));
   ReceiveCounters counters;
-  MD_TRY(const auto loader,
-         MappedLoader::make(map, *store, channel, faulty(file.pages(O_RDONLY, variant), fault), *file.stop, counters));
+  MD_TRY(const auto loader, MappedLoader::make(map, *store, channel, faulty(file.pages(O_RDONLY, variant), fault),
+                                               *file.stop, *file.roster, counters));
   MD_CHECK(loader->load(blocks));
   return store->finish();
 }

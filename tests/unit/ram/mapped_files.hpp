@@ -3,6 +3,7 @@
 // What the tests of mapped-ram files share: machines without contents, and a file that goes when they end.
 #pragma once
 
+#include "base/thread_roster.hpp"
 #include "ram/ram_map.hpp"
 #include "ram/sink_mapped.hpp"
 #include "tests/unit/catch.hpp"
@@ -53,6 +54,7 @@ struct Variant {
 struct File {
   std::string path;
   std::unique_ptr<StopSource> stop = StopSource::make().value();
+  std::unique_ptr<ThreadRoster> roster = std::make_unique<ThreadRoster>();
   File() {
     std::string name = (std::filesystem::current_path() / "mapped-XXXXXX").string();
     const UniqueFd made(::mkstemp(name.data()));

@@ -11,8 +11,12 @@
 
 #include <sys/stat.h>
 
+#include <chrono>
 #include <cstring>
 #include <random>
+#include <set>
+#include <string>
+#include <thread>
 
 using namespace migrationd;
 using namespace migrationd::ram;
@@ -39,7 +43,7 @@ struct Saver {
       : map(source),
         channel(file.open(O_WRONLY, variant.start)),
         writer(*channel),
-        sink(SinkMapped::make(map, writer, *channel, file.pages(O_WRONLY, variant), *file.stop, counters,
+        sink(SinkMapped::make(map, writer, *channel, file.pages(O_WRONLY, variant), *file.stop, *file.roster, counters,
                               variant.options)
                  .value()),
         scanner(PageScanner::of(map).value()),
@@ -77,8 +81,8 @@ Result<void> load(RamMap& target, const File& file, Variant variant) {
   MD_TRY(const auto store, StorePlain::make(target));
   ReceiveCounters counters;
   {
-    MD_TRY(const auto loader,
-           MappedLoader::make(target, *store, *channel, file.pages(O_RDONLY, variant), *file.stop, counters));
+    MD_TRY(const auto loader, MappedLoader::make(target, *store, *channel, file.pages(O_RDONLY, variant), *file.stop,
+                                                 *file.roster, counters));
     MD_CHECK(loader->load(blocks));
   }
   CHECK(counters.normal_pages.get() + counters.zero_pages.get() == target.total_bytes() / page_size);
@@ -124,6 +128,21 @@ TEST_CASE("MappedFile.memory_is_equal_after_any_passes") {
   INFO((loaded ? std::string() : loaded.error().text()));
   REQUIRE(bool(loaded));
   CHECK(equal(source, target));
+}
+
+TEST_CASE("MappedFile.its_workers_stand_in_the_roster_while_they_work") {
+  RamMap source = map_of({3});
+  const File file;
+  {
+    Saver saver(source, file, Variant{0, false, FileEngine::best, 3});
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (file.roster->list().size() < 3 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    std::set<std::string> names;
+    for (const auto& entry : file.roster->list()) names.insert(entry.name);
+    CHECK(names == std::set<std::string>{"mig/src/send_0", "mig/src/send_1", "mig/src/send_2"});
+    saver.end();
+  }
+  CHECK(file.roster->list().empty());
 }
 
 TEST_CASE("MappedFile.a_page_that_became_zero_does_not_come_back") {
@@ -172,7 +191,8 @@ TEST_CASE("MappedFile.a_full_disk_ends_the_save_with_the_reason") {
   auto pages = transports::share_positional_file(full.get(), false, 8, GENERATE(1, 3),
                                                  GENERATE(FileEngine::best, FileEngine::plain));
   REQUIRE(pages.has_value());
-  auto sink = SinkMapped::make(source, writer, *channel, std::move(*pages), *file.stop, counters, {}).value();
+  auto sink =
+      SinkMapped::make(source, writer, *channel, std::move(*pages), *file.stop, *file.roster, counters, {}).value();
   auto scanner = PageScanner::of(source).value();
   REQUIRE(bool(scanner.begin_first_pass()));
   REQUIRE(bool(sink->write_block_list()));
