@@ -52,6 +52,7 @@ PageServer::PageServer(std::vector<BlockShape> blocks, UnsentPages unsent, trans
       stop_(stop),
       main_(LaneKind::main, main, names_, options.section_id),
       limiter_(*options.bandwidth),
+      pace_(Clock::now()),
       unsent_(std::move(unsent)),
       last_request_(Clock::now()) {
   for (std::size_t index = 0; index < blocks_.size(); ++index) {
@@ -143,6 +144,7 @@ Result<bool> PageServer::answer(const PageRange& wanted) {
       window_.requested(last_request_);
       run = unsent_.claim_requested(wanted.block, {page, step});
     }
+    if (options_.turns != nullptr) options_.turns->note_asked(Clock::now());
     if (!run) continue;
     MD_CHECK(send(lane, urgent_, {wanted.block, *run}, std::nullopt));
     sent_any = true;
@@ -253,6 +255,7 @@ Result<void> PageServer::send(PageLane& lane, Fetcher& fetcher, const PageRange&
 }
 
 Result<void> PageServer::send_first(ByteView bytes) {
+  if (options_.turns != nullptr) options_.turns->note_started(Clock::now());
   auto sent = PageLane::Turn(main_).put_raw(bytes);
   if (!sent) return fail(std::move(sent).error());
   return {};
@@ -266,17 +269,22 @@ bool PageServer::anything_due() const {
   return unsent_.due_pages() != 0;
 }
 
-// Until the rate, the window and the switch let a piece go, or nothing is due any more.
+// How long to wait before asking again; zero: it is our turn.
+std::chrono::nanoseconds PageServer::until_turn(Clock::time_point now) {
+  if (!options_.background->load(std::memory_order_relaxed)) return idle_poll;
+  if (const auto wait = limiter_.wait(now); wait != wait.zero() || options_.turns == nullptr) return wait;
+  if (const auto wait = pace_.wait(now, options_.turns->urgent(now)); wait != wait.zero()) return wait;
+  return options_.turns->take(now) ? std::chrono::nanoseconds::zero() : StreamTurns::ask_again;
+}
+
+// Until the rate, the window, our turn and the switch let a piece go, or nothing is due any more.
 Result<void> PageServer::await_turn() {
   while (true) {
     MD_CHECK(check());
     if (!anything_due()) return {};
-    if (!options_.background->load(std::memory_order_relaxed)) {
-      if (!stop_.sleep_for(idle_poll)) return cancelled_error();
-      continue;
-    }
     const auto now = Clock::now();
-    if (const auto wait = limiter_.wait(now); wait != std::chrono::nanoseconds::zero()) {
+    if (const auto wait = until_turn(now); wait != wait.zero()) {
+      if (options_.turns != nullptr && wait >= StreamTurns::ask_again) options_.turns->give_back();
       if (!stop_.sleep_for(wait)) return cancelled_error();
       continue;
     }
@@ -314,16 +322,19 @@ Result<bool> PageServer::send_some() {
     ping = window_.piece_sent();
   }
   MD_CHECK(send(main_, background_, {range->block, *run}, ping));
+  pace_.sent(Clock::now());
   return true;
 }
 
 Result<void> PageServer::stream_rest() {
-  while (true) {
+  Result<bool> sent = true;
+  while (sent && *sent) {
     auto turn = await_turn();
-    auto sent = turn ? send_some() : Result<bool>(std::move(turn).error());
-    if (!sent) return fail(std::move(sent).error());
-    if (!*sent) return {};
+    sent = turn ? send_some() : Result<bool>(std::move(turn).error());
   }
+  if (options_.turns != nullptr) options_.turns->give_back();
+  if (!sent) return fail(std::move(sent).error());
+  return {};
 }
 
 Result<void> PageServer::end_stream() {

@@ -9,7 +9,8 @@
 //                flood could fill. Its lane is the preempt channel where there is one, else the main channel, on which
 //                it waits for one piece of the background at most.
 //   mover        streams what is due, piece by piece, within max-postcopy-bandwidth and the StreamWindow, which keeps
-//                little under way while somebody is asking.
+//                little under way while somebody is asking. Of an instant resume it also waits for its turn among the
+//                streams of this host, and until a burst of requests has gone quiet (BackgroundPace).
 //
 // Requests for pages sent already are the normal case (they crossed) and ignored. Once the stream has ended on a
 // connection without preempt channel, so are those for pages that are zero without a look and were left out: the
@@ -28,8 +29,10 @@
 #include "base/doorbell.hpp"
 #include "base/result.hpp"
 #include "base/stop.hpp"
+#include "postcopy/background_pace.hpp"
 #include "postcopy/page_lane.hpp"
 #include "postcopy/server_counters.hpp"
+#include "postcopy/stream_turns.hpp"
 #include "postcopy/stream_window.hpp"
 #include "postcopy/switch_over.hpp"
 #include "postcopy/unsent_pages.hpp"
@@ -55,6 +58,8 @@ struct ServerOptions {
   const std::atomic<std::uint64_t>* bandwidth = nullptr;
   // False: pages go on request only. May change.
   const std::atomic<bool>* background = nullptr;
+  // The turns that the background takes and the requests it gives way to; null: it goes when the window is open.
+  StreamTurns* turns = nullptr;
 };
 
 class PageServer {
@@ -114,6 +119,7 @@ class PageServer {
   // A piece of the background; false: nothing is due.
   Result<bool> send_some();
   Result<void> await_turn();
+  std::chrono::nanoseconds until_turn(std::chrono::steady_clock::time_point now);
   bool anything_due() const;
   void note_asked(const PageRange& range);
   Error fail(Error error);
@@ -131,6 +137,7 @@ class PageServer {
   Fetcher background_;
   Fetcher urgent_;
   ram::RateLimiter limiter_;
+  BackgroundPace pace_;
 
   // Shared by both threads for a moment at a time; see the top.
   mutable std::mutex state_;

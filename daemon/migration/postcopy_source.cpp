@@ -54,7 +54,9 @@ PostcopySource::PostcopySource(const PostcopyPlan& plan, Machine& machine, const
       events_(events),
       stop_(stop),
       control_(control),
-      memory_(machine.ram()) {}
+      memory_(machine.ram()) {
+  if (plan.at_once) turns_.emplace(postcopy::StreamTurns::usual_path(), postcopy::StreamTurns::usual_slots());
+}
 
 PostcopySource::~PostcopySource() { close_link(); }
 
@@ -102,6 +104,7 @@ Result<void> PostcopySource::start_server(ram::DirtyBitmaps lacking) {
   options.skip_zero = plan_.at_once;
   options.bandwidth = &limits_.max_postcopy_bandwidth;
   options.background = &limits_.postcopy_background;
+  options.turns = turns_ ? &*turns_ : nullptr;
   MD_TRY(server_,
          postcopy::PageServer::make(blocks_, postcopy::UnsentPages(std::move(lacking), host_pages()), origin(),
                                     *link_.writer, link_.preempt_writer.get(), options, progress_.postcopy, stop_));

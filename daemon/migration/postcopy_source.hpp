@@ -24,6 +24,7 @@
 #include "daemon/migration/postcopy_control.hpp"
 #include "daemon/migration/return_path_reader.hpp"
 #include "postcopy/page_server.hpp"
+#include "postcopy/stream_turns.hpp"
 #include "postcopy/switch_over.hpp"
 #include "ram/origin_memory.hpp"
 #include "transports/buffered.hpp"
@@ -32,6 +33,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -105,6 +107,7 @@ class PostcopySource final : public PostcopyListener {
 
   std::vector<postcopy::BlockShape> blocks_;
   ram::OriginMemory memory_;
+  std::optional<postcopy::StreamTurns> turns_;  // of an instant resume
   std::atomic<std::uint32_t> last_pong_{0};
   std::atomic<bool> reached_run_{false};  // the PING in front of RUN was answered
   bool handed_over_ = false;

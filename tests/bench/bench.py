@@ -25,11 +25,11 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.bench import files, resume, tasks  # noqa: E402
+from tests.bench import clones, files, resume, tasks  # noqa: E402
 from tests.bench.report import Report  # noqa: E402
 from tests.interop.lib import programs  # noqa: E402
 
-TASKS = ("limits", "throughput", "files", "sparse", "idle", "latency", "resume", "scan")
+TASKS = ("limits", "throughput", "files", "sparse", "idle", "latency", "resume", "clones", "scan")
 
 
 def run_task(name: str, folder: Path, options: argparse.Namespace) -> list[Report]:
@@ -47,6 +47,8 @@ def run_task(name: str, folder: Path, options: argparse.Namespace) -> list[Repor
         return [tasks.idle_downtime(folder, rounds)]
     if name == "resume":
         return resume.resume(folder, rounds, options.quick)
+    if name == "clones":
+        return clones.clones(folder, rounds, options.quick)
     if name == "latency":
         return [tasks.query_latency(folder, 1.0 if options.quick else 5.0)]
     return [tasks.dirty_scan(4 * tasks.GIB)]

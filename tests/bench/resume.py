@@ -21,19 +21,19 @@ RESUME = "__org.migrationd_instant-resume"
 VERSION = "10.0"
 
 
-def _guest(size: int) -> Guest:
+def guest_of(size: int) -> Guest:
     # Filled with random bytes once, but for the first MiB and 64 pages that are swept for ever.
     return Guest(pages=64, fill=(size - 2 * MIB) // 4096 - 64, ticks=1, every=1)
 
 
-def _qemu(folder: Path, name: str, size: int, incoming: bool) -> Qemu:
-    return Qemu(folder, name, VERSION, memory_mib=size // MIB, guest=_guest(size), incoming=incoming)
+def qemu_for(folder: Path, name: str, size: int, incoming: bool) -> Qemu:
+    return Qemu(folder, name, VERSION, memory_mib=size // MIB, guest=guest_of(size), incoming=incoming)
 
 
 def make_checkpoint(folder: Path, size: int) -> Path:
     """A mapped-ram file of a machine that runs, its memory full; warm in the page cache."""
     path = folder / "checkpoint"
-    with _qemu(folder, "origin", size, False) as source:
+    with qemu_for(folder, "origin", size, False) as source:
         source.wait_sweeps(3, 120)
         source.capabilities("mapped-ram")
         source.parameters(max_bandwidth=0)
@@ -56,7 +56,7 @@ def _resumed(qemu: Qemu, begun: float) -> float:
 
 def own_load(folder: Path, path: Path, size: int) -> tuple[float, float]:
     """QEMU's own -incoming from that file: ms to RESUME, ms to the first letter."""
-    with _qemu(folder, "own", size, True) as target:
+    with qemu_for(folder, "own", size, True) as target:
         target.capabilities("mapped-ram")
         begun = time.monotonic()
         target.incoming(f"file:{path}")
@@ -65,7 +65,7 @@ def own_load(folder: Path, path: Path, size: int) -> tuple[float, float]:
 
 
 def ours(folder: Path, path: Path, size: int, parked: bool) -> dict[str, float]:
-    with Migrationd(folder, "park") as daemon, _qemu(folder, "target", size, True) as target:
+    with Migrationd(folder, "park") as daemon, qemu_for(folder, "target", size, True) as target:
         opened = time.monotonic()
         if not parked:
             daemon.capabilities(RESUME)
@@ -122,39 +122,5 @@ def sizes(folder: Path, size: int, rounds: int) -> Report:
     return report
 
 
-def clones(folder: Path, size: int, count: int) -> Report:
-    """So many at once from one file, each with a daemon of its own."""
-    report = Report(f"{count} clones at once, {size / MIB:g} MiB each")
-    path = make_checkpoint(folder, size)
-    daemons, targets = [], []
-    try:
-        for number in range(count):
-            daemons.append(Migrationd(folder, f"park{number}"))
-            targets.append(_qemu(folder, f"clone{number}", size, True))
-            daemons[-1].capabilities(RESUME)
-            daemons[-1].incoming(f"file:{path}")
-            daemons[-1].wait_status("completed")
-            daemons[-1].capabilities("postcopy-ram")
-            targets[-1].capabilities("postcopy-ram")
-            targets[-1].incoming(f"unix:{folder / 'resume'}{number}")
-        begun = time.monotonic()
-        for number, daemon in enumerate(daemons):
-            daemon.qmp.send({"execute": "migrate", "arguments": {"uri": f"unix:{folder / 'resume'}{number}"}})
-        times = [_resumed(target, begun) for target in targets]
-        letters = [_first_letter(target, begun) for target in targets]
-        for daemon in daemons:
-            daemon.qmp.reply()
-            daemon.wait_status("completed", timeout=120)
-    finally:
-        for process in daemons + targets:
-            process.__exit__()
-    path.unlink()
-    report.add("to RESUME", "ours", times, "ms")
-    report.add("to the next letter", "ours", letters, "ms")
-    return report
-
-
 def resume(folder: Path, rounds: int, quick: bool) -> list[Report]:
-    reports = [sizes(folder, size, rounds) for size in ([GIB // 4] if quick else [GIB, 2 * GIB, 5 * GIB // 2])]
-    reports += [clones(folder, GIB // 4 if quick else GIB // 2, count) for count in ((2,) if quick else (1, 4))]
-    return reports
+    return [sizes(folder, size, rounds) for size in ([GIB // 4] if quick else [GIB, 2 * GIB, 5 * GIB // 2])]

@@ -82,3 +82,31 @@ def memfd_bytes(pid: int) -> int:
         except OSError:
             continue
     return sum(seen.values())
+
+
+def largest_area(pid: int) -> tuple[int, int]:
+    """Start and end of the process's largest private mapping that can be written and not executed: a QEMU's guest
+    memory, before the guest is there."""
+    best = (0, 0)
+    with open(f"/proc/{pid}/maps", encoding="ascii") as file:
+        for line in file:
+            addresses, rights, *_ = line.split()
+            start, end = (int(number, 16) for number in addresses.split("-"))
+            if rights == "rw-p" and end - start > best[1] - best[0]:
+                best = (start, end)
+    return best
+
+
+def area_rss(pid: int, area: tuple[int, int]) -> int:
+    """Bytes of memory behind that range, however many mappings it has become."""
+    total = 0
+    inside = False
+    with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            word = line.split(maxsplit=1)[0]
+            if "-" in word and not word.endswith(":"):
+                start, end = (int(number, 16) for number in word.split("-"))
+                inside = start >= area[0] and end <= area[1]
+            elif inside and word == "Rss:":
+                total += int(line.split()[1]) * 1024
+    return total

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "postcopy/background_pace.hpp"
+#include "tests/unit/catch.hpp"
+
+using migrationd::postcopy::BackgroundPace;
+using namespace std::chrono_literals;
+
+namespace {
+constexpr auto none = BackgroundPace::Wait::zero();
+const BackgroundPace::TimePoint start = BackgroundPace::TimePoint() + 1h;
+}  // namespace
+
+TEST_CASE("BackgroundPace.waits_until_the_first_burst_has_gone_quiet") {
+  const BackgroundPace pace(start);
+  CHECK(pace.wait(start, {start, {}}) == BackgroundPace::quiet_at_first);
+  CHECK(pace.wait(start + 50ms, {start, start + 45ms}) == 15ms);
+  CHECK(pace.wait(start + 65ms, {start, start + 45ms}) == none);
+}
+
+TEST_CASE("BackgroundPace.a_burst_without_an_end_is_given_way_to_for_a_bounded_time") {
+  const BackgroundPace pace(start);
+  CHECK(pace.wait(start + 995ms, {start, start + 995ms}) == 5ms);
+  CHECK(pace.wait(start + 1s, {start, start + 999999us}) == none);
+}
+
+TEST_CASE("BackgroundPace.gives_way_again_when_another_machine_is_resumed_and_not_for_ever") {
+  BackgroundPace pace(start);
+  pace.sent(start + 2s);
+  CHECK(pace.wait(start + 2s, {start + 2s, start}) == BackgroundPace::quiet_at_first);
+  // One a second for ever.
+  pace.sent(start + 4999ms);
+  CHECK(pace.wait(start + 4999ms, {start + 4900ms, start + 4999ms}) == 1ms);
+  CHECK(pace.wait(start + 5003ms, {start + 4900ms, start + 5003ms}) == none);
+}
+
+TEST_CASE("BackgroundPace.later_a_request_delays_a_piece_by_a_moment") {
+  BackgroundPace pace(start);
+  const auto now = start + 10s;
+  pace.sent(now);
+  CHECK(pace.wait(now, {start, now - 1ms}) == none);
+  CHECK(pace.wait(now, {start, now}) == BackgroundPace::quiet_later);
+  // Somebody asks all the time.
+  CHECK(pace.wait(now + 3500us, {start, now + 3500us}) == 500us);
+  CHECK(pace.wait(now + 4ms, {start, now + 4ms}) == none);
+}
