@@ -8,7 +8,8 @@
 // stood for seconds. So the background leaves the processors to the requests:
 //
 //   at first   until a burst has gone quiet; `longest_at_first` after a machine was resumed at the latest
-//   later      a moment behind every request, `longest_later` per piece at most: whoever asks without a pause still gets
+//   later      a moment behind every request, `longest_later` per piece at most: whoever asks without a pause still
+//   gets
 //              the rest of its memory
 //
 // Requests and starts are those of all processes of this user on this host (stream_turns.hpp): the processors are
@@ -47,8 +48,8 @@ class BackgroundPace {
     const bool at_first = now - urgent.started < longest_at_first && now - first_ < longest_in_all;
     const TimePoint last = at_first ? std::max(urgent.asked, urgent.started) : urgent.asked;
     const TimePoint quiet = last + (at_first ? quiet_at_first : quiet_later);
-    const TimePoint latest = at_first ? std::min(urgent.started + longest_at_first, first_ + longest_in_all)
-                                      : since_ + longest_later;
+    const TimePoint latest =
+        at_first ? std::min(urgent.started + longest_at_first, first_ + longest_in_all) : since_ + longest_later;
     return std::max(std::min(quiet, latest) - now, Wait::zero());
   }
   // A piece was sent.

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "postcopy/page_server.hpp"
 
+#include "postcopy/working_set.hpp"
 #include "ram/ram_map.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace migrationd::postcopy {
@@ -20,10 +22,10 @@ namespace {
 constexpr std::uint64_t zero_piece_pages = 4096;
 // How far one look goes: a bitmap or a file is asked, not memory.
 constexpr std::uint64_t look_pages = 65536;
+// What a working set may send before anything else is asked: 64 MiB. A larger one was not made by a burst.
+constexpr std::uint64_t head_start_pages = 16384;
 // With the background switched off: when to look again whether it was switched on.
 constexpr auto idle_poll = std::chrono::milliseconds(50);
-// Runs of a recorded working set: what a machine touches in minutes. 6 MiB.
-constexpr std::size_t most_asked_for = std::size_t{1} << 18;
 
 std::uint64_t end_of(const PageRange& range) noexcept { return range.run.first + range.run.count; }
 
@@ -161,7 +163,7 @@ void PageServer::note_asked(const PageRange& range) {
       return;
     }
   }
-  if (asked_for_.size() < most_asked_for) asked_for_.push_back(range);
+  if (asked_for_.size() < most_working_set_runs) asked_for_.push_back(range);
 }
 
 void PageServer::pong(std::uint32_t value) {
@@ -269,10 +271,17 @@ bool PageServer::anything_due() const {
   return unsent_.due_pages() != 0;
 }
 
+// The working set waits for nothing but the rate and the window. A large one is a background like any other.
+bool PageServer::head_start() const {
+  const std::lock_guard lock(state_);
+  return unsent_.any_preferred() && preferred_pages_ < head_start_pages;
+}
+
 // How long to wait before asking again; zero: it is our turn.
 std::chrono::nanoseconds PageServer::until_turn(Clock::time_point now) {
-  if (!options_.background->load(std::memory_order_relaxed)) return idle_poll;
-  if (const auto wait = limiter_.wait(now); wait != wait.zero() || options_.turns == nullptr) return wait;
+  const bool first = head_start();
+  if (!first && !options_.background->load(std::memory_order_relaxed)) return idle_poll;
+  if (const auto wait = limiter_.wait(now); wait != wait.zero() || first || options_.turns == nullptr) return wait;
   if (const auto wait = pace_.wait(now, options_.turns->urgent(now)); wait != wait.zero()) return wait;
   return options_.turns->take(now) ? std::chrono::nanoseconds::zero() : StreamTurns::ask_again;
 }
@@ -296,11 +305,71 @@ Result<void> PageServer::await_turn() {
   }
 }
 
-Result<bool> PageServer::send_some() {
-  std::optional<PageRange> range;
+// Read before the lane is taken: a page that is asked for meanwhile need not wait for the disk.
+Result<void> PageServer::stage(const PageRange& range) {
+  for (std::uint64_t page = range.run.first; page < end_of(range);) {
+    MD_TRY(const ram::OriginPiece piece, look(background_, {range.block, {page, end_of(range) - page}}));
+    Staged part{{range.block, {page, piece.end - page}}, piece.zero, staged_bytes_};
+    if (!piece.zero) {
+      part.range.run.count = std::min(part.range.run.count, PageReader::most_pages);
+      MD_CHECK(fetch(background_, part.range));
+      staged_bytes_ += part.range.run.count * ram::page_size;
+      if (staging_.size() < staged_bytes_) staging_.resize(staged_bytes_);
+      for (std::uint64_t i = 0; i < part.range.run.count; ++i) {
+        std::memcpy(staging_.data() + part.at + i * ram::page_size, background_.pages[i], ram::page_size);
+      }
+    }
+    staged_.push_back(part);
+    page = end_of(part.range);
+  }
+  return {};
+}
+
+// Single pages from many places go as one piece: a PING for each would cost more than the page.
+Result<void> PageServer::send_preferred() {
+  std::vector<PageRange> runs;
+  std::uint32_t ping = 0;
   {
     const std::lock_guard lock(state_);
-    range = unsent_.next(look_pages);
+    runs = unsent_.claim_preferred(StreamWindow::piece_pages);
+    if (runs.empty()) return {};
+    ping = window_.piece_sent();
+  }
+  for (const PageRange& run : runs) preferred_pages_ += run.run.count;
+  // A huge page is a piece of its own.
+  if (runs.front().run.count > PageReader::most_pages) return send(main_, background_, runs.front(), ping);
+  staged_.clear();
+  staged_bytes_ = 0;
+  for (const PageRange& run : runs) MD_CHECK(stage(run));
+  PageLane::Turn turn(main_);
+  MD_CHECK(turn.begin());
+  for (const Staged& part : staged_) {
+    if (part.zero) {
+      MD_CHECK(put_zeros(turn, part.range));
+      continue;
+    }
+    for (std::uint64_t i = 0; i < part.range.run.count; ++i) {
+      background_.pages[i] = staging_.data() + part.at + i * ram::page_size;
+    }
+    MD_CHECK(put_fetched(turn, background_, part.range));
+  }
+  MD_CHECK(turn.finish(ping));
+  counters_.bytes.fetch_add(turn.bytes(), std::memory_order_relaxed);
+  limiter_.sent(turn.bytes());
+  return {};
+}
+
+Result<bool> PageServer::send_some() {
+  std::optional<PageRange> range;
+  bool preferred = false;
+  {
+    const std::lock_guard lock(state_);
+    preferred = unsent_.any_preferred();
+    if (!preferred) range = unsent_.next(look_pages);
+  }
+  if (preferred) {
+    MD_CHECK(send_preferred());
+    return true;
   }
   if (!range) return false;
   const std::uint64_t step = blocks_[range->block].host_pages;

@@ -8,9 +8,11 @@
 //   return path  reads a request, claims the pages, fetches and writes them itself: no hand-over, no queue that a
 //                flood could fill. Its lane is the preempt channel where there is one, else the main channel, on which
 //                it waits for one piece of the background at most.
-//   mover        streams what is due, piece by piece, within max-postcopy-bandwidth and the StreamWindow, which keeps
-//                little under way while somebody is asking. Of an instant resume it also waits for its turn among the
-//                streams of this host, and until a burst of requests has gone quiet (BackgroundPace).
+//   mover        sends the preferred pages (a recorded working set) at once, also with the background switched off:
+//                the guest is about to ask for them. Then it streams what is due, piece by piece, within
+//                max-postcopy-bandwidth and the StreamWindow, which keeps little under way while somebody is asking. Of
+//                an instant resume it also waits for its turn among the streams of this host, and until a burst of
+//                requests has gone quiet (BackgroundPace).
 //
 // Requests for pages sent already are the normal case (they crossed) and ignored. Once the stream has ended on a
 // connection without preempt channel, so are those for pages that are zero without a look and were left out: the
@@ -118,7 +120,10 @@ class PageServer {
   Result<void> fetch(Fetcher& fetcher, const PageRange& range);
   // A piece of the background; false: nothing is due.
   Result<bool> send_some();
+  Result<void> send_preferred();
+  Result<void> stage(const PageRange& range);
   Result<void> await_turn();
+  bool head_start() const;
   std::chrono::nanoseconds until_turn(std::chrono::steady_clock::time_point now);
   bool anything_due() const;
   void note_asked(const PageRange& range);
@@ -138,6 +143,16 @@ class PageServer {
   Fetcher urgent_;
   ram::RateLimiter limiter_;
   BackgroundPace pace_;
+  // Pages of a working set, from several places, before they are written at once; mover.
+  struct Staged {
+    PageRange range;
+    bool zero = false;
+    std::size_t at = 0;  // bytes from the start of staging_
+  };
+  std::vector<std::byte> staging_;
+  std::vector<Staged> staged_;
+  std::size_t staged_bytes_ = 0;
+  std::uint64_t preferred_pages_ = 0;  // sent
 
   // Shared by both threads for a moment at a time; see the top.
   mutable std::mutex state_;

@@ -109,6 +109,21 @@ std::optional<PageRun> UnsentPages::claim(const PageRange& range) {
 
 void UnsentPages::skip(const PageRange& range) { clear_due(range.block, range.run); }
 
+std::vector<PageRange> UnsentPages::claim_preferred(std::uint64_t most) {
+  std::vector<PageRange> out;
+  std::uint64_t claimed = 0;
+  while (const auto range = next_preferred(most - claimed)) {
+    // A host page that no longer fits waits for the next time.
+    if (!out.empty() && range->run.count > most - claimed) break;
+    unsent_[range->block].clear_range(range->run.first, range->run.count);
+    clear_due(range->block, range->run);
+    claimed += range->run.count;
+    out.push_back(*range);
+    if (claimed >= most) break;
+  }
+  return out;
+}
+
 void UnsentPages::prefer(std::span<const PageRange> order) {
   for (const PageRange& range : order) {
     if (range.block >= due_.size() || range.run.count == 0) continue;

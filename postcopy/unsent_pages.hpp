@@ -69,6 +69,11 @@ class UnsentPages {
 
   // These go first, in this order. Whole host pages are taken of each. Out-of-range ones are dropped.
   void prefer(std::span<const PageRange> order);
+  // The next preferred ones, claimed: due runs in that order, `most` pages of them at most but at least one host page.
+  // Empty: none is left.
+  std::vector<PageRange> claim_preferred(std::uint64_t most);
+  // Whether some may be left; claim_preferred() knows.
+  bool any_preferred() const noexcept { return !preferred_.empty(); }
 
  private:
   struct Cursor {

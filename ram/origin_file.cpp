@@ -100,6 +100,11 @@ Result<std::unique_ptr<PageReader>> OriginFile::open_reader() {
   return std::unique_ptr<PageReader>(std::make_unique<Reader>(*this));
 }
 
+std::optional<OriginSource> OriginFile::source() const {
+  if (path_.empty()) return std::nullopt;
+  return OriginSource{path_, guard_.size(), guard_.modified_ns()};
+}
+
 std::uint64_t OriginFile::data_pages() const noexcept {
   std::uint64_t pages = 0;
   for (const BlockPlaces& block : blocks_) {

@@ -18,6 +18,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
 namespace migrationd::ram {
@@ -39,11 +41,13 @@ Result<BlockPlaces> places_of(const MappedBlock& block, transports::SeekableChan
 
 class OriginFile final : public PageOrigin {
  public:
-  // All offsets have been proved against the file's size. `guard`: of the moment before any of them was read.
-  OriginFile(UniqueFd file, FileGuard guard, std::vector<BlockPlaces> blocks) noexcept
-      : file_(std::move(file)), guard_(guard), blocks_(std::move(blocks)) {}
+  // All offsets have been proved against the file's size. `guard`: of the moment before any of them was read. `path`:
+  // what the file is called; empty: it has no name.
+  OriginFile(UniqueFd file, std::string path, FileGuard guard, std::vector<BlockPlaces> blocks) noexcept
+      : file_(std::move(file)), path_(std::move(path)), guard_(guard), blocks_(std::move(blocks)) {}
 
   Result<std::unique_ptr<PageReader>> open_reader() override;
+  std::optional<OriginSource> source() const override;
 
   const FileGuard& guard() const noexcept { return guard_; }
   // Pages that are not zero.
@@ -53,6 +57,7 @@ class OriginFile final : public PageOrigin {
   class Reader;
 
   UniqueFd file_;
+  std::string path_;
   FileGuard guard_;
   std::vector<BlockPlaces> blocks_;
 };

@@ -18,9 +18,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 
 namespace migrationd::ram {
+
+// The file that an origin reads, in the state in which it was opened.
+struct OriginSource {
+  std::string path;
+  std::uint64_t size = 0;        // bytes
+  std::int64_t modified_ns = 0;  // since the epoch
+};
 
 // Pages from where was asked up to `end` are of one kind.
 struct OriginPiece {
@@ -54,6 +63,8 @@ class PageOrigin {
 
   // Any thread; the origin outlives the reader.
   virtual Result<std::unique_ptr<PageReader>> open_reader() = 0;
+  // Nothing: no file, or one without a name.
+  virtual std::optional<OriginSource> source() const { return std::nullopt; }
 };
 
 }  // namespace migrationd::ram

@@ -292,7 +292,7 @@ Result<void> MigrationDestination::keep_pages_in_file() {
   }
   MD_CHECK(file_guard_->check(page_fd_.get()));
   return receiver_->keep_pages_at(
-      std::make_unique<ram::OriginFile>(std::move(page_fd_), *file_guard_, std::move(places)));
+      std::make_unique<ram::OriginFile>(std::move(page_fd_), plan_.file_path, *file_guard_, std::move(places)));
 }
 
 // What they have sent so far waits in their sockets: nothing can be taken before the block list is known.

@@ -99,6 +99,11 @@ std::optional<MultifdPlan> multifd_plan(const Capabilities& capabilities, const 
   return plan;
 }
 
+// Descriptor sets have no name that anything could lie beside.
+std::string file_name(const transports::FileAddress& file) {
+  return file.path.starts_with("/dev/fdset/") ? std::string() : file.path;
+}
+
 // With the capability on, an address that cannot answer is still good for a save or a plain migration.
 Result<std::optional<PostcopyPlan>> postcopy_plan(const Capabilities& capabilities,
                                                   const qmp::MigrationParameters& parameters, const Address& address) {
@@ -115,6 +120,7 @@ Result<std::optional<PostcopyPlan>> postcopy_plan(const Capabilities& capabiliti
   auto sizes = qmp::parse_page_sizes(parameters.page_sizes);
   if (!sizes) return plan_error(sizes.error().text());
   plan.page_sizes = std::move(*sizes);
+  plan.working_set = at_once && parameters.working_set;
   return std::optional<PostcopyPlan>(std::move(plan));
 }
 
@@ -163,6 +169,7 @@ Result<DestinationPlan> make_destination_plan(const Capabilities& capabilities,
   const bool from_file = is<transports::FileAddress>(address);
   DestinationPlan plan;
   plan.lazy = capabilities.has(Capability::instant_resume) && from_file;
+  if (from_file) plan.file_path = file_name(std::get<transports::FileAddress>(address));
   plan.mapped = mapped_plan(capabilities, parameters, address);
   plan.switchover_ack = capabilities.has(Capability::switchover_ack);
   if (capabilities.has(Capability::postcopy_ram)) {

@@ -47,6 +47,8 @@ struct PostcopyPlan {
   bool preempt = false;
   // What the destination's blocks consist of, where that is not what ours do: name and bytes, powers of two above 4096.
   std::vector<std::pair<std::string, std::uint64_t>> page_sizes;
+  // The order in which pages are asked for is kept beside the file, and goes first the next time.
+  bool working_set = true;
 };
 
 struct SourcePlan {
@@ -84,6 +86,8 @@ struct DestinationPlan {
   bool switchover_ack = false;
   // The file's pages stay where they are until somebody wants them.
   bool lazy = false;
+  // The file's name; empty: none (a descriptor set), or no file.
+  std::string file_path;
   std::optional<PostcopyArrivalPlan> postcopy;
   std::optional<MultifdPlan> multifd;
 };

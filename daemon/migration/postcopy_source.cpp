@@ -42,6 +42,7 @@ Result<std::unique_ptr<PostcopySource>> PostcopySource::make(const PostcopyPlan&
     }
     source->blocks_[index].host_pages = bytes / ram::page_size;
   }
+  if (plan.working_set) source->open_working_set();
   return source;
 }
 
@@ -58,7 +59,10 @@ PostcopySource::PostcopySource(const PostcopyPlan& plan, Machine& machine, const
   if (plan.at_once) turns_.emplace(postcopy::StreamTurns::usual_path(), postcopy::StreamTurns::usual_slots());
 }
 
-PostcopySource::~PostcopySource() { close_link(); }
+PostcopySource::~PostcopySource() {
+  close_link();
+  keep_working_set();
+}
 
 ram::PageOrigin& PostcopySource::origin() noexcept {
   ram::PageOrigin* const elsewhere = machine_.page_origin();
@@ -93,6 +97,32 @@ std::vector<std::uint64_t> PostcopySource::host_pages() const {
   return out;
 }
 
+// --- working set --------------------------------------------------------------------------------------------------
+
+// One that does not count is as good as none.
+void PostcopySource::open_working_set() {
+  const auto file = origin().source();
+  if (!file) return;
+  working_set_file_.emplace(file->path, postcopy::FileState{file->size, file->modified_ns});
+  auto order = working_set_file_->read(blocks_);
+  if (!order) {
+    log::warning(fmt::format("{} is ignored: {}", printable(working_set_file_->path()), order.error().text()));
+  } else if (*order) {
+    working_set_ = std::move(**order);
+    log::info("{}: {} runs of pages go first", printable(working_set_file_->path()), working_set_.size());
+  }
+}
+
+// What is known already stays in front, for those pages are hardly asked for any more.
+void PostcopySource::keep_working_set() {
+  if (!working_set_file_ || asked_for_.empty()) return;
+  working_set_ = postcopy::join_working_sets(blocks_, working_set_, asked_for_);
+  asked_for_.clear();
+  if (auto kept = working_set_file_->write(blocks_, working_set_); !kept) {
+    log::info("{} could not be written: {}", printable(working_set_file_->path()), kept.error().text());
+  }
+}
+
 // --- hand-over ----------------------------------------------------------------------------------------------------
 
 Result<void> PostcopySource::start_server(ram::DirtyBitmaps lacking) {
@@ -105,9 +135,10 @@ Result<void> PostcopySource::start_server(ram::DirtyBitmaps lacking) {
   options.bandwidth = &limits_.max_postcopy_bandwidth;
   options.background = &limits_.postcopy_background;
   options.turns = turns_ ? &*turns_ : nullptr;
-  MD_TRY(server_,
-         postcopy::PageServer::make(blocks_, postcopy::UnsentPages(std::move(lacking), host_pages()), origin(),
-                                    *link_.writer, link_.preempt_writer.get(), options, progress_.postcopy, stop_));
+  postcopy::UnsentPages unsent(std::move(lacking), host_pages());
+  unsent.prefer(working_set_);
+  MD_TRY(server_, postcopy::PageServer::make(blocks_, std::move(unsent), origin(), *link_.writer,
+                                             link_.preempt_writer.get(), options, progress_.postcopy, stop_));
   std::vector<transports::Channel*> channels{link_.main.get()};
   if (link_.preempt) channels.push_back(link_.preempt.get());
   control_.watch(std::move(channels));
@@ -137,7 +168,11 @@ Result<void> PostcopySource::hand_over(SourceLink link, ram::DirtyBitmaps lackin
 Result<void> PostcopySource::serve() {
   while (true) {
     auto served = serve_connection();
-    if (served) return {};
+    if (served) {
+      close_link();
+      keep_working_set();
+      return {};
+    }
     if (never_ran_there()) {
       handed_over_ = false;
       return link_.return_path->why();
@@ -183,6 +218,9 @@ void PostcopySource::close_link() {
   // Its thread uses the server until it is joined.
   link_.return_path.reset();
   serving_.store(nullptr, std::memory_order_release);
+  if (server_ && working_set_file_) {
+    asked_for_.insert(asked_for_.end(), server_->asked_for().begin(), server_->asked_for().end());
+  }
   server_.reset();
   link_ = {};
 }

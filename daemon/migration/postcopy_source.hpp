@@ -23,6 +23,7 @@
 #include "daemon/migration/plan.hpp"
 #include "daemon/migration/postcopy_control.hpp"
 #include "daemon/migration/return_path_reader.hpp"
+#include "daemon/migration/working_set_file.hpp"
 #include "postcopy/page_server.hpp"
 #include "postcopy/stream_turns.hpp"
 #include "postcopy/switch_over.hpp"
@@ -85,6 +86,8 @@ class PostcopySource final : public PostcopyListener {
                  MoverEvents& events, StopSource& stop, PostcopyControl& control);
 
   ram::PageOrigin& origin() noexcept;
+  void open_working_set();
+  void keep_working_set();
   std::vector<std::uint64_t> host_pages() const;
   Result<void> start_server(ram::DirtyBitmaps lacking);
   bool never_ran_there() const;
@@ -108,6 +111,10 @@ class PostcopySource final : public PostcopyListener {
   std::vector<postcopy::BlockShape> blocks_;
   ram::OriginMemory memory_;
   std::optional<postcopy::StreamTurns> turns_;  // of an instant resume
+  // Of an instant resume from a file: where its working set is kept, what was there, and what was asked for since.
+  std::optional<WorkingSetFile> working_set_file_;
+  std::vector<postcopy::PageRange> working_set_;
+  std::vector<postcopy::PageRange> asked_for_;
   std::atomic<std::uint32_t> last_pong_{0};
   std::atomic<bool> reached_run_{false};  // the PING in front of RUN was answered
   bool handed_over_ = false;

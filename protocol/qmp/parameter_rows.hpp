@@ -141,7 +141,10 @@ constexpr auto make_parameter_rows() {
                            "bypass the page cache; counts only with mapped-ram"},
       page_sizes,
       TypedParameter<bool>{"__org.migrationd_postcopy-background", &P::postcopy_background, "bool", "", "", nullptr,
-                           now, HmpNumber::plain, "off: a postcopy sends the pages that are asked for, and no others"});
+                           now, HmpNumber::plain, "off: a postcopy sends the pages that are asked for, and no others"},
+      TypedParameter<bool>{"__org.migrationd_working-set", &P::working_set, "bool", "", "", nullptr, next,
+                           HmpNumber::plain,
+                           "instant resume keeps the order of requests beside the file, and sends those pages first"});
 }
 
 }  // namespace detail

@@ -75,6 +75,8 @@ def ours(folder: Path, path: Path, size: int, parked: bool) -> dict[str, float]:
         daemon.wait_status("completed", timeout=120)
         open_ms = (time.monotonic() - opened) * 1000
         daemon.capabilities(RESUME, mapped_ram=False)
+        # Each round is a first one.
+        daemon.qmp.execute("migrate-set-parameters", {"__org.migrationd_working-set": False})
         daemon.capabilities("postcopy-ram")
         target.capabilities("postcopy-ram")
         target.incoming(f"unix:{folder / 'resume'}")

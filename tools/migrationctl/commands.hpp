@@ -90,6 +90,7 @@ struct ResumeOptions {
   std::vector<std::string> page_sizes;  // BLOCK=SIZE
   bool preempt = false;
   bool run = false;  // also a machine that was saved stopped
+  bool working_set = true;  // what was asked for is kept beside the file, and goes first the next time
   bool detach = false;
 };
 Result<int> resume(const Output& output, ResumeOptions options);

@@ -57,7 +57,8 @@ Result<std::vector<std::string>> destinations(const ResumeOptions& options) {
 }
 
 Result<Json> parameters(const ResumeOptions& options) {
-  Json out{{"__org.migrationd_postcopy-page-sizes", fmt::format("{}", fmt::join(options.page_sizes, ","))}};
+  Json out{{"__org.migrationd_postcopy-page-sizes", fmt::format("{}", fmt::join(options.page_sizes, ","))},
+           {"__org.migrationd_working-set", options.working_set}};
   if (options.background.empty()) return out;
   MD_TRY(const std::uint64_t rate, parse_number(options.background));
   out["max-postcopy-bandwidth"] = rate;

@@ -195,6 +195,8 @@ void add_resume(CLI::App& app, Options& options, FileAction& action) {
       ->allow_extra_args(false);
   sub->add_option("--offset", options.resume.offset, "where the stream begins in the file");
   sub->add_flag("--preempt", options.resume.preempt, "the destination has postcopy-preempt on");
+  sub->add_flag("!--no-working-set", options.resume.working_set,
+                "keep no FILE.working-set (the order in which pages were asked for), and use none");
   sub->add_flag("--run", options.resume.run, "also if the machine was saved stopped: the destination runs it");
   sub->add_flag("-d,--detach", options.resume.detach, "return once the machines run");
 }

@@ -7,6 +7,9 @@
 #include "tests/unit/catch.hpp"
 #include "tests/unit/ram/memory_channel.hpp"
 
+#include <fmt/format.h>
+#include <unistd.h>
+
 #include <cstring>
 #include <map>
 #include <thread>
@@ -107,7 +110,8 @@ Seen read_main(const MemoryChannel& channel) {
 }
 
 struct Story {
-  explicit Story(std::vector<BlockShape> shapes, bool with_preempt = false, bool skip_zero = false) {
+  explicit Story(std::vector<BlockShape> shapes, bool with_preempt = false, bool skip_zero = false,
+                 const std::vector<PageRange>& preferred = {}, StreamTurns* turns = nullptr) {
     stop = *StopSource::make();
     ram::DirtyBitmaps dirty;
     std::vector<std::uint64_t> host_pages;
@@ -115,8 +119,10 @@ struct Story {
       dirty.emplace_back(shape.pages).set_all();
       host_pages.push_back(shape.host_pages);
     }
-    ServerOptions options{3, skip_zero, &bandwidth, &background};
-    server = *PageServer::make(std::move(shapes), UnsentPages(std::move(dirty), host_pages), origin, main_writer,
+    ServerOptions options{3, skip_zero, &bandwidth, &background, turns};
+    UnsentPages unsent(std::move(dirty), host_pages);
+    unsent.prefer(preferred);
+    server = *PageServer::make(std::move(shapes), std::move(unsent), origin, main_writer,
                                with_preempt ? &preempt_writer : nullptr, options, counters, *stop);
   }
   // The background runs to its end: its pings are answered from another thread.
@@ -286,4 +292,61 @@ TEST_CASE("PageServer.the_stop_and_a_lost_connection_end_the_background") {
   const auto ended = stopped.server->stream_rest();
   REQUIRE(ended.has_error());
   CHECK(ended.error().is_cancelled());
+}
+
+TEST_CASE("PageServer.a_working_set_goes_first_in_its_order_zeros_too_and_also_without_the_background") {
+  Story story({{"pc.ram", 1000, 1}, {"rom", 4, 1}}, false, true,
+              {{0, {800, 2}}, {1, {3, 1}}, {0, {998, 2}}, {0, {7, 1}}});
+  story.origin.zero_from = 999;
+  story.background = false;
+  std::thread guest([&] {
+    while (story.counters.due_bytes != 998 * page_size) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    story.stop->request();
+  });
+  REQUIRE(story.server->stream_rest().has_error());
+  guest.join();
+  using Order = std::vector<std::pair<std::string, std::uint64_t>>;
+  const Seen seen = read_main(story.main);
+  CHECK(seen.order ==
+        Order{{"pc.ram", 800}, {"pc.ram", 801}, {"rom", 3}, {"pc.ram", 998}, {"pc.ram", 999}, {"pc.ram", 7}});
+  CHECK(seen.pages.at({"pc.ram", 999}) == 0);
+  CHECK(seen.pages.at({"pc.ram", 7}) == (std::uint64_t{1} << 32 | 7));
+  CHECK(seen.pings.size() == 1);
+}
+
+TEST_CASE("PageServer.a_huge_page_of_a_working_set_goes_whole") {
+  Story story({{"m0", 2048, 512}}, false, false, {{0, {1100, 1}}, {0, {0, 1}}});
+  REQUIRE(story.stream_rest().has_value());
+  const Seen seen = read_main(story.main);
+  REQUIRE(seen.order.size() == 2048);
+  CHECK(seen.order[0].second == 1024);
+  CHECK(seen.order[511].second == 1535);
+  CHECK(seen.order[512].second == 0);
+}
+
+TEST_CASE("PageServer.with_turns_the_background_waits_until_nobody_asks_and_for_its_turn") {
+  const std::string board = fmt::format("/tmp/page-server-turns-{}", ::getpid());
+  StreamTurns turns(board, 1);
+  StreamTurns other(board, 1);
+  ::unlink(board.c_str());
+  REQUIRE(turns.shared());
+  Story story({{"pc.ram", 100, 1}}, false, false, {}, &turns);
+  REQUIRE(other.take(std::chrono::steady_clock::now()));
+  REQUIRE(story.server->send_first({}).has_value());
+  const auto begun = std::chrono::steady_clock::now();
+  Result<void> streamed;
+  std::thread mover([&] { streamed = story.stream_rest(); });
+  // An answer goes out while the background waits.
+  REQUIRE(story.server->serve(RequestPages{50 * page_size, page_size, "pc.ram"}).has_value());
+  while (std::chrono::steady_clock::now() - begun < std::chrono::milliseconds(60)) {
+    CHECK_NOFAIL(other.take(std::chrono::steady_clock::now()));
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  const std::uint64_t sent = story.counters.normal_pages;
+  other.give_back();
+  mover.join();
+  CHECK_NOFAIL(sent == 1);  // unless the other one was kept from a processor for a quarter of a second
+  REQUIRE(streamed.has_value());
+  CHECK(read_main(story.main).pages.size() == 100);
 }

@@ -100,3 +100,21 @@ TEST_CASE("UnsentPages.a_working_set_goes_first") {
   // Then behind what was asked for.
   CHECK(first == std::vector<PageRange>{{1, {10, 1}}, {1, {12, 1}}, {0, {50, 2}}, {1, {13, 64}}});
 }
+
+TEST_CASE("UnsentPages.preferred_ones_are_claimed_several_at_once_and_each_once") {
+  UnsentPages pages(all_dirty({100, 64}), {1, 16});
+  CHECK_FALSE(pages.any_preferred());
+  const std::vector<PageRange> order{{0, {90, 3}}, {0, {5, 1}}, {1, {17, 1}}, {0, {5, 40}}};
+  pages.prefer(order);
+  REQUIRE(pages.claim_requested(0, {91, 1}));
+  CHECK(pages.claim_preferred(3) == std::vector<PageRange>{{0, {90, 1}}, {0, {92, 1}}, {0, {5, 1}}});
+  // A host page goes whole, also when it is more than was wanted, and alone then.
+  CHECK(pages.claim_preferred(3) == std::vector<PageRange>{{1, {16, 16}}});
+  CHECK(pages.claim_preferred(30) == std::vector<PageRange>{{0, {6, 30}}});
+  CHECK(pages.any_preferred());
+  CHECK(pages.claim_preferred(30) == std::vector<PageRange>{{0, {36, 9}}});
+  CHECK(pages.claim_preferred(30).empty());
+  CHECK_FALSE(pages.any_preferred());
+  CHECK_FALSE(pages.claim_requested(1, {20, 1}));
+  CHECK(pages.due_pages() == 164 - 3 - 1 - 16 - 39);
+}
