@@ -89,7 +89,7 @@ struct ResumeOptions {
   std::string background;               // bytes per second; "0": on demand only; empty: no limit
   std::vector<std::string> page_sizes;  // BLOCK=SIZE
   bool preempt = false;
-  bool run = false;  // also a machine that was saved stopped
+  bool run = false;         // also a machine that was saved stopped
   bool working_set = true;  // what was asked for is kept beside the file, and goes first the next time
   bool detach = false;
 };
