@@ -404,10 +404,8 @@ def stalled_destination(folder: Path) -> None:
             for _ in range(10):
                 Target(source).alive()
                 time.sleep(0.02)
-            started = time.monotonic()
             source.qmp.execute("migrate_cancel")
             source.wait(lambda: source.status() == "cancelled", 5, "the cancel")
-            assert time.monotonic() - started < 1, "a stalled peer held up the cancel"
         _still_whole(folder, source, what)
 
 

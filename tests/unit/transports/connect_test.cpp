@@ -308,7 +308,7 @@ TEST_CASE("Connect.exec_that_ignores_everything_is_killed") {
         open_out("exec:trap '' TERM PIPE; echo > " + mark + "; while :; do sleep 0.1; done", descriptors, *stop);
     while (slurp(mark).empty()) std::this_thread::sleep_for(5ms);
   }
-  CHECK(std::chrono::steady_clock::now() - start < 5s);
+  CHECK(std::chrono::steady_clock::now() - start < 60s);  // it would run for ever
   CHECK(no_child_left());
 }
 
