@@ -4,9 +4,11 @@
 
 1. a synthetic guest that never stops writing moves between two daemons, its memory proved page by page;
 2. a real QEMU machine moves into migrationd and out again into another QEMU, while its own guest checks every page of
-   its memory and prints a sequence that must have no gap.
+   its memory and prints a sequence that must have no gap;
+3. a running QEMU machine of 2 GiB is put into a file, and runs again at once (instant resume) while its memory is still
+   in the file; beside it, QEMU's own loading of the same file.
 
-Then a table. Exit status 0 only if both proofs hold.
+Then two tables. Exit status 0 only if all proofs hold.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ RAM_MIB = 512
 DIRTY_RATE = "100M"         # a second, all the while
 QEMU_MIB = 256
 QEMU_PAGES = 16384          # the guest counts in each of these, and checks each
+CHECKPOINT_MIB = 2048       # of the machine that is put into a file, filled but for its last MiB
 COLUMNS = ("machine", "from", "to", "total", "downtime", "throughput", "passes", "memory")
+RESUME_COLUMNS = ("from the file", "runs after", "prints after", "all memory after", "memory")
 
 
 def say(text: str) -> None:
@@ -46,9 +50,9 @@ def row(machine: str, source: str, destination: str, answer: dict, memory: str) 
             f"{ram['transferred'] / seconds / 1e6:.0f} MB/s", str(ram["dirty-sync-count"]), memory)
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(line[i]) for line in [COLUMNS, *rows]) for i in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [COLUMNS, *rows]]
+def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [columns, *rows]]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 
@@ -109,6 +113,77 @@ def real_machine(folder: Path) -> list[tuple[str, ...]]:
                 row("QEMU guest, parked", "migrationd", "QEMU 10.0", out, proof)]
 
 
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms"
+
+
+def began(target: Qemu, begun: float) -> tuple[float, float]:
+    """Seconds until the guest runs, and until it prints its next letter."""
+    target.qmp.wait_event("RESUME", timeout=120)
+    runs = time.monotonic() - begun
+    while not target.serial():
+        assert time.monotonic() - begun < 120 and target.alive(), "the guest prints nothing"
+        time.sleep(0.001)
+    return runs, time.monotonic() - begun
+
+
+def prove(source: bytes, target: Qemu) -> str:
+    target.wait_sweeps(guest_module.last_number(source) + 3)
+    target.qmp.execute("stop")
+    target.check_memory()
+    guest_module.check_serial([source, target.serial()])
+    return f"{target.guest.pages} pages proved"
+
+
+def checkpoint(folder: Path, guest: Guest) -> tuple[Path, bytes]:
+    path = folder / "checkpoint"
+    with Qemu(folder, "running", "10.0", memory_mib=CHECKPOINT_MIB, guest=guest) as source:
+        source.wait_sweeps(3, timeout=120)
+        source.capabilities("mapped-ram")
+        source.parameters(max_bandwidth=0)
+        source.migrate(f"file:{path}")
+        answer = source.wait_status("completed", timeout=120)
+        printed = source.serial()
+    print(f"put into a file by QEMU in {answer['total-time']} ms: {path.stat().st_blocks * 512 >> 20} MiB on the disk",
+          flush=True)
+    return path, printed
+
+
+def own_load(folder: Path, path: Path, guest: Guest, printed: bytes) -> tuple[str, ...]:
+    with Qemu(folder, "loads", "10.0", memory_mib=CHECKPOINT_MIB, guest=guest, incoming=True) as target:
+        target.capabilities("mapped-ram")
+        begun = time.monotonic()
+        target.incoming(f"file:{path}")
+        runs, prints = began(target, begun)
+        print(f"QEMU loads it by itself: its guest runs after {milliseconds(runs)}", flush=True)
+        return ("QEMU 10.0 loads it", milliseconds(runs), milliseconds(prints), milliseconds(runs), prove(printed, target))
+
+
+def resume(folder: Path, path: Path, guest: Guest, printed: bytes, migrationctl: Path) -> tuple[str, ...]:
+    uri = f"unix:{folder}/resume"
+    with Qemu(folder, "resumed", "10.0", memory_mib=CHECKPOINT_MIB, guest=guest, incoming=True) as target:
+        target.capabilities("postcopy-ram")
+        target.incoming(uri)
+        print(f"$ migrationctl resume checkpoint --to {uri}", flush=True)
+        begun = time.monotonic()
+        with subprocess.Popen([migrationctl, "resume", path, "--to", uri, "--no-working-set"]) as command:
+            runs, prints = began(target, begun)
+            assert command.wait(timeout=120) == 0
+        everything = time.monotonic() - begun
+        return ("migrationctl resume", milliseconds(runs), milliseconds(prints), milliseconds(everything),
+                prove(printed, target))
+
+
+def instant(folder: Path, migrationctl: Path) -> list[tuple[str, ...]]:
+    # Everything but the sweeping pages and the last MiB is filled once and then left alone.
+    guest = Guest(pages=1024, fill=(CHECKPOINT_MIB - 2) * 256 - 1024)
+    say(f"a QEMU machine of {CHECKPOINT_MIB} MiB, its guest running, is put into a file and resumed from it")
+    path, printed = checkpoint(folder, guest)
+    rows = [own_load(folder, path, guest, printed), resume(folder, path, guest, printed, migrationctl)]
+    path.unlink()
+    return rows
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--build", type=Path, default=TREE / "build", help="where migrationd was built")
@@ -117,9 +192,13 @@ def main() -> int:
     programs.set_migrationd(os.environ["MIGRATIOND"])
     with tempfile.TemporaryDirectory(prefix="migrationd-demo-") as name:
         folder = Path(name)
-        rows = [synthetic(folder, build / "tools" / "migrationctl" / "migrationctl"), *real_machine(folder)]
+        migrationctl = build / "tools" / "migrationctl" / "migrationctl"
+        rows = [synthetic(folder, migrationctl), *real_machine(folder)]
+        resumed = instant(folder, migrationctl)
     say("result")
-    print(table(rows))
+    print(table(COLUMNS, rows))
+    print(f"\na machine of {CHECKPOINT_MIB} MiB, from the command to its guest's running on:")
+    print(table(RESUME_COLUMNS, resumed))
     print("\nmemory verified: yes")
     return 0
 
