@@ -137,24 +137,31 @@ Result<bool> PageServer::answer(const PageRange& wanted) {
   bool sent_any = false;
   const std::uint64_t step = blocks_[wanted.block].host_pages;
   PageLane& lane = preempt_ ? *preempt_ : main_;
+  const bool neighbours = options_.turns != nullptr && options_.background->load(std::memory_order_relaxed);
   for (std::uint64_t page = wanted.run.first / step * step; page < end_of(wanted); page += step) {
     MD_CHECK(check());
     std::optional<PageRun> run;
+    bool ring = false;
     {
       const std::lock_guard lock(state_);
       last_request_ = Clock::now();
       window_.requested(last_request_);
+      const bool in_sequence = neighbours && unsent_.in_sequence(wanted.block, page);
       run = unsent_.claim_requested(wanted.block, {page, step});
+      if (run) note_asked({wanted.block, *run});
+      if (run && in_sequence) neighbours_due_ = true;
+      ring = neighbours_due_;
     }
     if (options_.turns != nullptr) options_.turns->note_asked(Clock::now());
     if (!run) continue;
     MD_CHECK(send(lane, urgent_, {wanted.block, *run}, std::nullopt));
+    if (ring) bell_->ring();
     sent_any = true;
-    note_asked({wanted.block, *run});
   }
   return sent_any;
 }
 
+// Under the lock.
 void PageServer::note_asked(const PageRange& range) {
   if (!asked_for_.empty()) {
     PageRange& last = asked_for_.back();
@@ -271,19 +278,28 @@ bool PageServer::anything_due() const {
   return unsent_.due_pages() != 0;
 }
 
-// The working set waits for nothing but the rate and the window. A large one is a background like any other.
-bool PageServer::head_start() const {
+// The working set and the neighbours wait for nothing but the rate and the window. A large working set is a background
+// like any other.
+bool PageServer::in_a_hurry(bool background) const {
   const std::lock_guard lock(state_);
-  return unsent_.any_preferred() && preferred_pages_ < head_start_pages;
+  return (unsent_.any_preferred() && preferred_pages_ < head_start_pages) || (background && neighbours_due_);
 }
 
 // How long to wait before asking again; zero: it is our turn.
 std::chrono::nanoseconds PageServer::until_turn(Clock::time_point now) {
-  const bool first = head_start();
-  if (!first && !options_.background->load(std::memory_order_relaxed)) return idle_poll;
-  if (const auto wait = limiter_.wait(now); wait != wait.zero() || first || options_.turns == nullptr) return wait;
+  const bool background = options_.background->load(std::memory_order_relaxed);
+  const bool hurry = in_a_hurry(background);
+  if (!hurry && !background) return idle_poll;
+  if (const auto wait = limiter_.wait(now); wait != wait.zero() || hurry || options_.turns == nullptr) return wait;
   if (const auto wait = pace_.wait(now, options_.turns->urgent(now)); wait != wait.zero()) return wait;
   return options_.turns->take(now) ? std::chrono::nanoseconds::zero() : StreamTurns::ask_again;
+}
+
+// Neighbours that become due end it.
+Result<void> PageServer::rest(std::chrono::nanoseconds wait) {
+  if (options_.turns == nullptr) return stop_.sleep_for(wait) ? Result<void>() : cancelled_error();
+  MD_TRY([[maybe_unused]] const bool rang, bell_->wait_for(stop_, std::chrono::ceil<std::chrono::milliseconds>(wait)));
+  return {};
 }
 
 // Until the rate, the window, our turn and the switch let a piece go, or nothing is due any more.
@@ -294,7 +310,7 @@ Result<void> PageServer::await_turn() {
     const auto now = Clock::now();
     if (const auto wait = until_turn(now); wait != wait.zero()) {
       if (options_.turns != nullptr && wait >= StreamTurns::ask_again) options_.turns->give_back();
-      if (!stop_.sleep_for(wait)) return cancelled_error();
+      MD_CHECK(rest(wait));
       continue;
     }
     {
@@ -389,6 +405,8 @@ Result<bool> PageServer::send_some() {
     run = unsent_.claim(*range);
     if (!run) return true;
     ping = window_.piece_sent();
+    if (neighbours_due_) note_asked({range->block, *run});
+    neighbours_due_ = false;
   }
   MD_CHECK(send(main_, background_, {range->block, *run}, ping));
   pace_.sent(Clock::now());

@@ -61,6 +61,12 @@ std::optional<PageRun> UnsentPages::claim_requested(std::size_t block, PageRun w
   return run;
 }
 
+bool UnsentPages::in_sequence(std::size_t block, std::uint64_t page) const noexcept {
+  // Two pieces of the background: the cursor is where the last one began.
+  constexpr std::uint64_t near = 64;
+  return cursor_.block == block && page >= cursor_.page && page - cursor_.page <= near;
+}
+
 std::optional<PageRange> UnsentPages::next_preferred(std::uint64_t most) {
   while (!preferred_.empty()) {
     PageRange& range = preferred_.front();

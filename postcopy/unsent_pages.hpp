@@ -59,6 +59,10 @@ class UnsentPages {
   // again until nothing is left. `wanted` lies within the block.
   std::optional<ram::PageRun> claim_requested(std::size_t block, ram::PageRun wanted);
 
+  // Whether a request for that page follows what was sent last by request, or the piece behind it: somebody goes
+  // through the memory in order. Ask before claiming.
+  bool in_sequence(std::size_t block, std::uint64_t page) const noexcept;
+
   // What the background should look at next: due pages, at most `most` of them but at least one host page. Not claimed.
   std::optional<PageRange> next(std::uint64_t most);
   // The first due host pages of `range`, claimed: those that no request has taken meanwhile. `range` is whole host

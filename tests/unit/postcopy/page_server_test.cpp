@@ -350,3 +350,26 @@ TEST_CASE("PageServer.with_turns_the_background_waits_until_nobody_asks_and_for_
   REQUIRE(streamed.has_value());
   CHECK(read_main(story.main).pages.size() == 100);
 }
+
+TEST_CASE("PageServer.neighbours_of_pages_asked_for_in_order_go_at_once_and_belong_to_the_working_set") {
+  const std::string board = fmt::format("/tmp/page-server-turns-{}", ::getpid());
+  StreamTurns turns(board, 1);
+  StreamTurns other(board, 1);
+  ::unlink(board.c_str());
+  REQUIRE(other.take(std::chrono::steady_clock::now()));  // the rest waits
+  Story story({{"pc.ram", 200, 1}}, false, false, {}, &turns);
+  REQUIRE(story.server->send_first({}).has_value());
+  std::thread mover([&] { CHECK_NOFAIL(story.stream_rest().has_value()); });
+  REQUIRE(story.server->serve(RequestPages{100 * page_size, page_size, "pc.ram"}).has_value());
+  REQUIRE(story.server->serve(RequestPages{101 * page_size, page_size, ""}).has_value());
+  while (story.counters.normal_pages < 34) {
+    CHECK_NOFAIL(other.take(std::chrono::steady_clock::now()));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  other.give_back();
+  mover.join();
+  const Seen seen = read_main(story.main);
+  REQUIRE(seen.pages.size() == 200);
+  CHECK(seen.order[2].second == 102);
+  CHECK(story.server->asked_for() == std::vector<PageRange>{{0, {100, 34}}});
+}

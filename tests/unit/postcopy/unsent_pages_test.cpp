@@ -118,3 +118,17 @@ TEST_CASE("UnsentPages.preferred_ones_are_claimed_several_at_once_and_each_once"
   CHECK_FALSE(pages.claim_requested(1, {20, 1}));
   CHECK(pages.due_pages() == 164 - 3 - 1 - 16 - 39);
 }
+
+TEST_CASE("UnsentPages.sees_who_goes_through_the_memory_in_order") {
+  UnsentPages pages(all_dirty({1000, 10}), {1, 1});
+  REQUIRE(pages.claim_requested(0, {100, 1}));
+  CHECK(pages.in_sequence(0, 101));
+  CHECK_FALSE(pages.in_sequence(0, 99));
+  CHECK_FALSE(pages.in_sequence(0, 400));
+  CHECK_FALSE(pages.in_sequence(1, 5));
+  // Behind a piece of the background too.
+  const auto piece = pages.next(32);
+  REQUIRE(piece == PageRange{0, {101, 32}});
+  REQUIRE(pages.claim(*piece));
+  CHECK(pages.in_sequence(0, 133));
+}
