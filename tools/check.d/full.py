@@ -130,7 +130,9 @@ def section(line: Line, row: dict) -> str:
 def old_sections(document: Path) -> dict[str, str]:
     if not document.is_file():
         return {}
-    parts = re.split(r"^(?=## )", document.read_text(), flags=re.MULTILINE)[1:]
+    # Tables that a line measured have headings of their own.
+    names = "|".join(line.name for line in LINES)
+    parts = re.split(rf"^(?=## (?:{names})$)", document.read_text(), flags=re.MULTILINE)[1:]
     return {part.splitlines()[0].removeprefix("## "): part.rstrip() + "\n" for part in parts}
 
 
