@@ -118,7 +118,7 @@ Result<void> PageServer::serve(const stream::reply::RequestPages& request) {
   auto wanted = locate(request);
   if (!wanted) {
     broke_it_.store(true, std::memory_order_release);
-    return fail(std::move(wanted).error());
+    return fail(std::move(wanted).error().with("return path"));
   }
   const std::lock_guard serving(serving_);
   if (ended_) return {};

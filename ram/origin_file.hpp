@@ -46,6 +46,7 @@ class OriginFile final : public PageOrigin {
   OriginFile(UniqueFd file, std::string path, FileGuard guard, std::vector<BlockPlaces> blocks) noexcept
       : file_(std::move(file)), path_(std::move(path)), guard_(guard), blocks_(std::move(blocks)) {}
 
+  Result<void> check() const override { return guard_.check(file_.get()); }
   Result<std::unique_ptr<PageReader>> open_reader() override;
   std::optional<OriginSource> source() const override;
 

@@ -61,6 +61,8 @@ class PageOrigin {
   PageOrigin& operator=(const PageOrigin&) = delete;
   virtual ~PageOrigin() = default;
 
+  // Can pages still be had? Asked before a machine is handed over, which then depends on them.
+  virtual Result<void> check() const { return {}; }
   // Any thread; the origin outlives the reader.
   virtual Result<std::unique_ptr<PageReader>> open_reader() = 0;
   // Nothing: no file, or one without a name.

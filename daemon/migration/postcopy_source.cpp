@@ -75,6 +75,7 @@ bool PostcopySource::preempt_at_once() const noexcept {
 }
 
 Result<void> PostcopySource::prepare(SourceLink& link, transports::OutgoingTarget& target) {
+  MD_CHECK(origin().check());
   ByteWriter out;
   stream::encode_command(out, stream::command::Ping{postcopy::ping_before_stop});
   MD_CHECK(link.writer->append(out.view()));
@@ -173,31 +174,47 @@ Result<void> PostcopySource::serve() {
       keep_working_set();
       return {};
     }
-    if (never_ran_there()) {
+    if (const Outcome outcome = outcome_there(); outcome != Outcome::may_run) {
       handed_over_ = false;
+      unknown_ = outcome == Outcome::unknown;
       return link_.return_path->why();
     }
     MD_CHECK(recover(std::move(served).error()));
   }
 }
 
-// It answers the PING in front of RUN before it runs anything; so a connection that ended in order, or by its own word,
-// without that answer was given up before. One that was broken may have lost the answer.
-bool PostcopySource::never_ran_there() const {
+// It answers the PING in front of RUN before it runs anything. So it never ran there if it says so; and if a connection
+// ends in order without that answer, it has most likely given up before. But a tunnel on the way ends in order, too,
+// and may have swallowed the answer: then two would run if the machine went on here by itself.
+PostcopySource::Outcome PostcopySource::outcome_there() const {
   // What we ended ourselves says nothing about the other end.
-  if (stop_.requested() || control_.broken() || server_->broke_it()) return false;
-  if (link_.return_path->wait_for_answer(peers_word_wait) == PeerAnswer::none) return false;
-  if (reached_run_.load(std::memory_order_acquire)) return false;
+  if (stop_.requested() || control_.broken() || server_->broke_it()) return Outcome::may_run;
+  if (link_.return_path->wait_for_answer(peers_word_wait) == PeerAnswer::none) return Outcome::may_run;
+  if (reached_run_.load(std::memory_order_acquire)) return Outcome::may_run;
   const PeerAnswer answer = link_.return_path->answer();
-  return answer == PeerAnswer::failure ||
-         (answer == PeerAnswer::lost && link_.return_path->why().kind() == ErrorKind::peer);
+  if (answer == PeerAnswer::failure) return Outcome::refused;
+  const bool in_order = answer == PeerAnswer::lost && link_.return_path->why().kind() == ErrorKind::peer;
+  return in_order ? Outcome::unknown : Outcome::may_run;
 }
 
 Result<void> PostcopySource::serve_connection() {
   MD_CHECK(server_->stream_rest());
+  MD_CHECK(await_run());
   link_.return_path->expect_success();
   MD_CHECK(server_->end_stream());
   return await_success();
+}
+
+// Its devices, while they are loaded, may ask for pages that are zero without a look, which the stream leaves out. A
+// QEMU that has read the end of the stream waits for its devices before it wakes who waits for such a page: for ever,
+// if it is they who wait. So the end is not told before the devices are known to be loaded; requests are answered until
+// then.
+Result<void> PostcopySource::await_run() {
+  while (!reached_run_.load(std::memory_order_acquire)) {
+    if (link_.return_path->answer() != PeerAnswer::none) return link_.return_path->why();
+    MD_CHECK(bell_->wait(stop_));
+  }
+  return {};
 }
 
 Result<void> PostcopySource::await_success() {
@@ -228,6 +245,7 @@ void PostcopySource::close_link() {
 // --- recovery -----------------------------------------------------------------------------------------------------
 
 Result<void> PostcopySource::recover(Error why) {
+  why = std::move(why).with("postcopy");
   while (true) {
     if (stop_.requested()) return cancelled_error();
     const bool by_user = control_.take_broken();
@@ -240,7 +258,7 @@ Result<void> PostcopySource::recover(Error why) {
       events_.status(MigrationStatus::postcopy_active);
       return {};
     }
-    why = std::move(again).error().with("recover");
+    why = std::move(again).error().with("postcopy: recover");
   }
 }
 
@@ -311,13 +329,13 @@ Result<void> PostcopySource::say_resume() {
 
 Result<void> PostcopySource::on_request(const stream::reply::RequestPages& request) {
   if (auto* const server = serving_.load(std::memory_order_acquire)) return server->serve(request);
-  return wire_error(fmt::format("{} outside of postcopy", stream::return_message_name(request)));
+  return wire_error(fmt::format("return path: {} outside of postcopy", stream::return_message_name(request)));
 }
 
 void PostcopySource::on_pong(std::uint32_t value) {
   last_pong_.store(value, std::memory_order_release);
   if (value == postcopy::ping_in_package) reached_run_.store(true, std::memory_order_release);
-  if (value == postcopy::ping_before_stop) bell_->ring();
+  if (value == postcopy::ping_before_stop || value == postcopy::ping_in_package) bell_->ring();
   if (auto* const server = serving_.load(std::memory_order_acquire)) server->pong(value);
 }
 
@@ -325,7 +343,7 @@ Result<std::uint64_t> PostcopySource::on_bitmap_announced(const std::string& blo
   const std::lock_guard lock(handshake_.mutex);
   // In the order of the questions, each once.
   if (!handshake_.open || handshake_.bitmaps >= blocks_.size() || blocks_[handshake_.bitmaps].name != block) {
-    return wire_error(fmt::format("a bitmap of block '{}' that was not asked for now", printable(block)));
+    return wire_error(fmt::format("return path: a bitmap of block '{}' that was not asked for now", printable(block)));
   }
   return blocks_[handshake_.bitmaps].pages;
 }
@@ -340,6 +358,8 @@ Result<void> PostcopySource::on_bitmap(const std::string&, ByteView bitmap) {
     }
     ++handshake_.bitmaps;
   }
+  // Only who is paused in a postcopy answers so: it runs the machine, whatever became of the PONG.
+  reached_run_.store(true, std::memory_order_release);
   bell_->ring();
   return {};
 }
@@ -348,7 +368,7 @@ Result<void> PostcopySource::on_resume_ack() {
   {
     const std::lock_guard lock(handshake_.mutex);
     if (!handshake_.open || handshake_.bitmaps != blocks_.size()) {
-      return wire_error("RESUME_ACK that was not asked for");
+      return wire_error("return path: RESUME_ACK that was not asked for");
     }
     handshake_.acknowledged = true;
   }

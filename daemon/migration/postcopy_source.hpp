@@ -70,9 +70,11 @@ class PostcopySource final : public PostcopyListener {
   Result<void> hand_over(SourceLink link, ram::DirtyBitmaps lacking, bool nothing_sent,
                          std::vector<DeviceSection> devices);
   bool handed_over() const noexcept { return handed_over_; }
-  // To the end; see the top. Errors: cancelled by the stop; or the destination gave up in order and without a word that
-  // it came as far as RUN: then handed_over() is false again, and the machine is ours as before.
+  // To the end; see the top. Errors: cancelled by the stop; or the destination never came as far as RUN, and
+  // handed_over() is false again. It said so: the machine is ours as before. It only went away, in order:
+  // outcome_unknown().
   Result<void> serve();
+  bool outcome_unknown() const noexcept { return unknown_; }
 
   Result<void> on_request(const stream::reply::RequestPages& request) override;
   void on_pong(std::uint32_t value) override;
@@ -90,8 +92,11 @@ class PostcopySource final : public PostcopyListener {
   void keep_working_set();
   std::vector<std::uint64_t> host_pages() const;
   Result<void> start_server(ram::DirtyBitmaps lacking);
-  bool never_ran_there() const;
+  // Whether the machine can have run there, after a connection ended.
+  enum class Outcome : std::uint8_t { may_run, refused, unknown };
+  Outcome outcome_there() const;
   Result<void> serve_connection();
+  Result<void> await_run();
   Result<void> await_success();
   void close_link();
   // After a break: paused until a new connection stands and the destination has said what it has.
@@ -116,8 +121,9 @@ class PostcopySource final : public PostcopyListener {
   std::vector<postcopy::PageRange> working_set_;
   std::vector<postcopy::PageRange> asked_for_;
   std::atomic<std::uint32_t> last_pong_{0};
-  std::atomic<bool> reached_run_{false};  // the PING in front of RUN was answered
+  std::atomic<bool> reached_run_{false};  // the PING in front of RUN was answered, or a recovery was
   bool handed_over_ = false;
+  bool unknown_ = false;
 
   SourceLink link_;
   std::unique_ptr<postcopy::PageServer> server_;

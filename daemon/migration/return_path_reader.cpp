@@ -40,10 +40,10 @@ void ReturnPathReader::run() {
   auto answer = read_messages();
   if (answer) {
     finish(*answer, *answer == PeerAnswer::premature
-                        ? wire_error("the destination reported success before the end of the stream")
+                        ? wire_error("return path: the destination reported success before the end of the stream")
                         : Error(ErrorKind::peer, "Sibling indicated error 1"));
   } else {
-    finish(PeerAnswer::lost, std::move(answer).error().with("return path"));
+    finish(PeerAnswer::lost, std::move(answer).error());
   }
 }
 
@@ -60,12 +60,14 @@ void ReturnPathReader::finish(PeerAnswer answer, Error why) {
 Result<PeerAnswer> ReturnPathReader::read_messages() {
   transports::BufferedReader reader(channel_, buffer_bytes);
   while (true) {
-    MD_TRY(const bool ended, reader.at_end());
-    if (ended) return Error(ErrorKind::peer, "the destination closed the connection without an answer");
+    auto ended = reader.at_end();
+    if (!ended) return std::move(ended).error().with("return path");
+    if (*ended) return Error(ErrorKind::peer, "return path: the destination closed the connection without an answer");
     auto decoded = stream::decode_return_message(reader.buffered());
     while (decoded.needs_more()) {
-      MD_TRY(const ByteView available, reader.peek(decoded.needed()));
-      decoded = stream::decode_return_message(available);
+      auto available = reader.peek(decoded.needed());
+      if (!available) return std::move(available).error().with("return path");
+      decoded = stream::decode_return_message(*available);
     }
     if (decoded.failed()) return std::move(decoded).error();
     reader.consume(decoded.consumed());
@@ -80,7 +82,7 @@ Result<PeerAnswer> ReturnPathReader::read_messages() {
     } else if (listener_ != nullptr) {
       MD_CHECK(tell_listener(reader, message));
     } else if (!std::holds_alternative<stream::reply::Pong>(message)) {
-      return wire_error(fmt::format("{} outside of postcopy", stream::return_message_name(message)));
+      return wire_error(fmt::format("return path: {} outside of postcopy", stream::return_message_name(message)));
     }
   }
 }
@@ -96,11 +98,13 @@ Result<void> ReturnPathReader::tell_listener(transports::BufferedReader& reader,
 // Its length is ours: that of our own block.
 Result<void> ReturnPathReader::read_bitmap(transports::BufferedReader& reader, const std::string& block) {
   MD_TRY(const std::uint64_t pages, listener_->on_bitmap_announced(block));
-  MD_TRY(const ByteView size, reader.peek(sizeof(std::uint64_t)));
+  auto size_field = reader.peek(sizeof(std::uint64_t));
+  if (!size_field) return std::move(size_field).error().with("return path: RECV_BITMAP");
+  const ByteView size = *size_field;
   auto checked = stream::decode_received_bitmap(size.first(sizeof(std::uint64_t)), pages);
   if (checked.failed()) return std::move(checked).error();
   Bytes blob(sizeof(std::uint64_t) + stream::received_bitmap_bytes(pages) + sizeof(std::uint64_t));
-  MD_CHECK(reader.read_exact(blob));
+  if (auto read = reader.read_exact(blob); !read) return std::move(read).error().with("return path: RECV_BITMAP");
   auto bitmap = stream::decode_received_bitmap(blob, pages);
   if (bitmap.failed()) return std::move(bitmap).error();
   return listener_->on_bitmap(block, bitmap.value());

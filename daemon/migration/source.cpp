@@ -263,7 +263,9 @@ Result<void> MigrationSource::go_by_postcopy() {
   run_control_.leave_by_postcopy();
   events_.status(MigrationStatus::postcopy_active);
   auto served = postcopy_->serve();
-  if (!served && !postcopy_->handed_over()) point_ = Point::stopped;
+  if (!served && !postcopy_->handed_over()) {
+    point_ = postcopy_->outcome_unknown() ? Point::eof_tried : Point::stopped;
+  }
   return served;
 }
 

@@ -3,4 +3,5 @@
 
 from . import selftest, matrix, parked, mapped, mapped_workers, mapped_faults, libvirt, synthetic, hostile, kill, \
     faults, trouble, leftover, xbzrle, multifd, multifd_faults, refusals, images, postcopy_source, \
-    resume, working_set, postcopy_destination, postcopy_pair  # noqa: F401
+    resume, working_set, postcopy_destination, postcopy_pair, postcopy_breaks, postcopy_hostile, \
+    resume_faults, resume_images  # noqa: F401

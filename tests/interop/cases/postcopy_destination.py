@@ -9,6 +9,7 @@ import random
 import socket
 import time
 from pathlib import Path
+from typing import Callable
 
 from ..lib import cases, streams
 from ..lib.daemon import Migrationd
@@ -388,12 +389,13 @@ class Into:
         self.when, self.preempt, self.huge, self.limit = when, preempt, huge, limit
 
 
-def pull(folder: Path, versions: tuple[str, str], how: Into, machine_type: str = MACHINE) -> None:
+def pull(folder: Path, versions: tuple[str, str], how: Into, machine_type: str = MACHINE,
+         restrict: Callable[[], None] | None = None) -> None:
     """A QEMU's postcopy into a parked daemon, and from there on by precopy into another QEMU."""
     guest = Guest(pages=3000, fill=8000)
     with Qemu(folder, "source", versions[0], memory_mib=64, guest=guest, machine=machine_type,
               huge_pages=how.huge) as source, \
-         Migrationd(folder, "park") as park, \
+         Migrationd(folder, "park", restrict=restrict) as park, \
          Qemu(folder, "target", versions[1], memory_mib=64, guest=guest, machine=machine_type, memfd=how.huge,
               incoming=True) as destination:
         wanted = ["postcopy-ram"] + (["postcopy-preempt"] if how.preempt else [])

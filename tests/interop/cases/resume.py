@@ -103,31 +103,6 @@ def on_demand(folder: Path) -> None:
         went_on([Printed(folder / "source.printed"), destination], left_at, FILLED)
 
 
-@cases.case("resume/a-file-cut-off-or-changed-under-it-is-never-zeros", quick=True)
-def cut_off(folder: Path) -> None:
-    """The destination's guest waits, ours says which page; nobody reads zeros."""
-    for harm in ("truncate", "touch"):
-        place = folder / harm
-        place.mkdir()
-        path, left_at = checkpoint(place, "mapped-ram", LARGE)
-        with Migrationd(place, "park") as daemon, \
-             Qemu(place, "target", "10.0", memory_mib=32, guest=LARGE, incoming=True) as destination:
-            open_lazily(daemon, path)
-            daemon.qmp.execute("migrate-set-parameters", {"__org.migrationd_postcopy-background": False})
-            begin_resume(daemon, destination, f"unix:{place / 'out'}")
-            destination.qmp.wait_event("RESUME")
-            if harm == "truncate":
-                os.truncate(path, 2 << 20)
-            else:
-                os.utime(path)
-            # What the guest has not touched yet is asked for now, by itself or by the background.
-            daemon.qmp.execute("migrate-set-parameters", {"__org.migrationd_postcopy-background": True})
-            answer = daemon.wait_status("postcopy-paused")
-            assert "page 0x" in answer["error-desc"] and "after it was opened" in answer["error-desc"], answer
-            destination.wait_status("postcopy-paused")
-            assert b"E" not in destination.serial(), destination.serial()
-
-
 @cases.case("resume/refusals", quick=True)
 def refusals(folder: Path) -> None:
     """A machine saved paused; a lazy machine by any other way; files that are none."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Callable
 
 from . import programs
 from .host import Host
@@ -17,8 +18,9 @@ class Migrationd(Host):
 
     def __init__(self, folder: Path, name: str, machine: str | None = None, incoming: list[str] | None = None,
                  paused: bool = False, namespace: str | None = None, options: list[str] | None = None,
-                 pass_fds: tuple[int, ...] = (), limits: dict[int, int] | None = None):
-        argv = [str(programs.migrationd()), "--qmp", f"unix:{folder / name}.qmp", "--name", name]
+                 pass_fds: tuple[int, ...] = (), limits: dict[int, int] | None = None,
+                 restrict: Callable[[], None] | None = None, program: Path | None = None):
+        argv = [str(program or programs.migrationd()), "--qmp", f"unix:{folder / name}.qmp", "--name", name]
         for address in incoming or []:
             argv += ["--incoming", address]
         if machine:
@@ -26,7 +28,8 @@ class Migrationd(Host):
         if paused:
             argv += ["--paused"]
         argv += options or []
-        super().__init__(argv, folder, name, namespace=namespace, pass_fds=pass_fds, limits=limits)
+        super().__init__(argv, folder, name, namespace=namespace, pass_fds=pass_fds, limits=limits,
+                         restrict=restrict)
 
     def verify_machine(self) -> int:
         """The daemon proves a synthetic guest's memory itself, stopping the guest; fails with the page that is wrong.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Callable
 
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
@@ -21,10 +22,10 @@ def _die_with_parent() -> None:
 
 
 class Process:
-    """Starts `argv` with its output in `log`; use it as a context manager."""
+    """Starts `argv` with its output in `log`; use it as a context manager. `restrict` runs in the child, last."""
 
     def __init__(self, argv: list[str], log: Path, pass_fds: tuple[int, ...] = (), namespace: str | None = None,
-                 limits: dict[int, int] | None = None):
+                 limits: dict[int, int] | None = None, restrict: Callable[[], None] | None = None):
         if namespace:
             argv = ["ip", "netns", "exec", namespace, *argv]
         self.argv = argv
@@ -38,6 +39,9 @@ class Process:
                     resource.setrlimit(kind, (value, value))
                 if resource.RLIMIT_MEMLOCK in limits:   # means nothing to who may pass it
                     _libc.prctl(_PR_CAPBSET_DROP, _CAP_IPC_LOCK)
+            if restrict:
+                restrict()
+                _die_with_parent()      # forgotten by a change of user
 
         with open(log, "ab") as output:
             self.child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Callable
 
 from . import guest as guest_module
 from . import programs
@@ -22,7 +23,8 @@ class Qemu(Host):
                  incoming: bool = False, paused: bool = False, machine: str = MACHINE, memfd: bool = False,
                  namespace: str | None = None, pass_fds: tuple[int, ...] = (),
                  limits: dict[int, int] | None = None, own_firmware: bool = False,
-                 memory_options: str = "", options: list[str] | None = None, huge_pages: bool = False):
+                 memory_options: str = "", options: list[str] | None = None, huge_pages: bool = False,
+                 restrict: Callable[[], None] | None = None, virtio: bool = False):
         self.version = version
         self.guest = guest
         self.serial_path = folder / f"{name}.serial"
@@ -30,7 +32,13 @@ class Qemu(Host):
                 "-nodefaults", "-no-user-config", "-display", "none",
                 "-serial", f"file:{self.serial_path}",
                 "-qmp", f"unix:{folder / name}.qmp,server=on,wait=off"]
-        if own_firmware:
+        if virtio:
+            # The firmware reads the boot sector through a virtqueue, and sets up what it knows of the others.
+            argv += ["-drive", f"file={guest.image(folder)},format=raw,if=none,id=disk,readonly=on",
+                     "-device", "virtio-blk-pci,drive=disk,bootindex=0", "-device", "virtio-rng-pci",
+                     "-device", "virtio-scsi-pci", "-device", "virtio-serial-pci", "-device", "virtio-balloon-pci",
+                     "-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,romfile="]
+        elif own_firmware:
             argv += ["-bios", str(guest.firmware(folder))]
         else:
             argv += ["-boot", "a", "-drive", f"file={guest.image(folder)},format=raw,if=floppy,readonly=on"]
@@ -50,7 +58,8 @@ class Qemu(Host):
         if paused:
             argv += ["-S"]
         argv += options or []
-        super().__init__(argv, folder, name, namespace=namespace, pass_fds=pass_fds, limits=limits)
+        super().__init__(argv, folder, name, namespace=namespace, pass_fds=pass_fds, limits=limits,
+                         restrict=restrict)
 
     def serial(self) -> bytes:
         return self.serial_path.read_bytes() if self.serial_path.exists() else b""
