@@ -21,10 +21,7 @@ Result<ram::Userfaultfd> open_userfaultfd(const ram::RamMap& map) {
   // Faults of the kernel are not needed: the guest of this process gives its memory to no system call.
   auto opened = ram::Userfaultfd::open(features, true);
   if (opened) return opened;
-  return std::move(opened).error().with(
-      "postcopy needs userfaultfd (access to /dev/userfaultfd, which the packaged unit has by "
-      "DeviceAllow=/dev/userfaultfd and tmpfiles.d/migrationd.conf; or sysctl vm.unprivileged_userfaultfd=1; or "
-      "CAP_SYS_PTRACE; and the system call in SystemCallFilter)");
+  return std::move(opened).error().with("postcopy needs userfaultfd");
 }
 
 std::string at_page(const ram::RamBlock& block, std::uint64_t page) {

@@ -55,7 +55,12 @@ Result<std::unique_ptr<DirtyLog>> make_dirty_log(RamMap& map, std::span<std::byt
   const auto async_works = try_kind(DirtyLogKind::wp_async);
   if (async_works) return make_kind(map, views, DirtyLogKind::wp_async);
   auto sync_works = try_kind(DirtyLogKind::wp_sync);
-  if (!sync_works) return std::move(sync_works).error().with("no dirty log works here: " + async_works.error().text());
+  if (!sync_works) {
+    const bool alike = sync_works.error().text() == async_works.error().text();
+    return std::move(sync_works)
+        .error()
+        .with("no dirty log works here" + (alike ? "" : ": " + async_works.error().text()));
+  }
   return make_kind(map, views, DirtyLogKind::wp_sync);
 }
 

@@ -27,7 +27,11 @@ Result<UniqueFd> open_descriptor(bool user_mode_only_suffices) {
   UniqueFd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
   if (!fd && errno == EPERM && user_mode_only_suffices)
     fd.reset(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)));
-  if (!fd) return Error::from_errno("open a userfaultfd (grant access to /dev/userfaultfd)");
+  if (!fd)
+    return Error::from_errno(
+        "open a userfaultfd (it takes access to /dev/userfaultfd, which the packaged unit has by "
+        "DeviceAllow=/dev/userfaultfd and tmpfiles.d/migrationd.conf; or sysctl vm.unprivileged_userfaultfd=1; or "
+        "CAP_SYS_PTRACE; and the system call in SystemCallFilter)");
   return fd;
 }
 

@@ -204,7 +204,9 @@ void GuestThreads::tick() {
 
 void GuestThreads::log_tick() const {
   if (log_fd_ < 0) return;
-  const std::string line = fmt::format("{} {} {}\n", instance_, ticks_, monotonic_nanoseconds());
+  std::string line = fmt::format("{} {} {}\n", instance_, ticks_, monotonic_nanoseconds());
+  // Here, too: a copy that is killed, or sleeps on a page, can never be asked.
+  if (const auto page = wrong_page()) line += fmt::format("{} found page {} wrong\n", instance_, *page);
   // One write of a short line to a file opened for appending is whole. A full disk loses lines, never the guest.
   [[maybe_unused]] const auto written = ::write(log_fd_, line.data(), line.size());
 }

@@ -61,10 +61,9 @@ void probe_userfaultfd(Facts& facts) {
   facts.uffd_device_exists = ::access("/dev/userfaultfd", F_OK) == 0;
   UniqueFd fault_fd;
   const UniqueFd device(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
-  if (device) {
-    facts.uffd_device_opens = true;
-    fault_fd.reset(::ioctl(device.get(), userfaultfd_new_request, O_CLOEXEC | O_NONBLOCK));
-  }
+  // A container may have covered it by something else that opens.
+  if (device) fault_fd.reset(::ioctl(device.get(), userfaultfd_new_request, O_CLOEXEC | O_NONBLOCK));
+  facts.uffd_device_opens = static_cast<bool>(fault_fd);
   UniqueFd by_call(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
   facts.uffd_syscall_works = static_cast<bool>(by_call);
   if (!fault_fd) fault_fd = std::move(by_call);

@@ -8,6 +8,7 @@
 #include "tests/unit/transports/channels.hpp"
 #include "transports/buffered.hpp"
 
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -87,6 +88,28 @@ bool comes_true(const std::function<bool()>& condition) {
 }
 
 }  // namespace
+
+TEST_CASE("GuestMemory.says_what_would_help_where_there_is_no_userfaultfd") {
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    // Not one more descriptor.
+    const rlimit none{0, 0};
+    const ram::RamMap map;
+    if (::setrlimit(RLIMIT_NOFILE, &none) != 0) ::_exit(1);
+    auto can = check_userfaultfd(map);
+    if (can) ::_exit(2);
+    for (const char* const words : {"postcopy needs userfaultfd", "/dev/userfaultfd", "vm.unprivileged_userfaultfd",
+                                    "DeviceAllow=", "CAP_SYS_PTRACE", "SystemCallFilter"}) {
+      if (can.error().text().find(words) == std::string::npos) ::_exit(3);
+    }
+    ::_exit(0);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+}
 
 TEST_CASE("GuestMemory.makes_who_touches_a_missing_page_wait_for_its_bytes") {
   if (!may_fault()) return;
