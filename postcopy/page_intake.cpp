@@ -40,7 +40,7 @@ Result<void> PageIntake::take_element(const stream::Element& element, std::uint3
     if (!read) return std::move(read).error().with("postcopy: section 'ram'");
     auto footer = ram::decode_next(
         reader_, [&](ByteView available) { return stream::decode_footer(available, ram_section_id, "ram"); });
-    if (!footer) return std::move(footer).error();
+    if (!footer) return std::move(footer).error().with("postcopy: section 'ram'");
     return {};
   }
   if (const auto* command = std::get_if<stream::Command>(&element)) {
@@ -76,8 +76,8 @@ Result<bool> PageIntake::read_records(bool may_close) {
 
 Result<bool> PageIntake::read_bare() {
   auto ended = read_records(true);
-  if (!ended) return std::move(ended).error().with("preempt channel");
-  if (assembler_.partial()) return wire_error("preempt channel: it ends within a host page");
+  if (!ended) return std::move(ended).error().with("postcopy: preempt channel");
+  if (assembler_.partial()) return wire_error("postcopy: preempt channel: it ends within a host page");
   return *ended;
 }
 

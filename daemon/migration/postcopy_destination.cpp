@@ -285,7 +285,7 @@ Result<void> PostcopyDestination::reconnect() {
     events_.status(MigrationStatus::postcopy_recover);
     log::info("postcopy: recovery from {}", link_.main->describe());
     auto shaken = shake_hands(*offer);
-    if (!shaken) return std::move(shaken).error().with("recovery");
+    if (!shaken) return std::move(shaken).error().with("postcopy: recovery");
     return {};
   }
 }

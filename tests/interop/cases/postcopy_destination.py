@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from ..lib import cases, streams
+from ..lib import cases, procfs, streams
 from ..lib.daemon import Migrationd
 from ..lib.guest import Guest
 from ..lib.postcopy_source import DISCARD, LISTEN, PACKAGED, RAM_ID, RUN, Broken, Image, Source, footer
@@ -264,6 +264,34 @@ def _bad_switches(source: Source) -> dict[str, bytes]:
     }
 
 
+# What the refusal of each says.
+SWITCH_WORDS = {
+    "listen-without-package": "POSTCOPY_LISTEN in its place", "run-without-listen": "POSTCOPY_RUN in its place",
+    "run-before-listen": "package of 10 bytes: command POSTCOPY_RUN in its place",
+    "package-without-listen": "does not begin with POSTCOPY_LISTEN",
+    "package-without-run": "does not end with POSTCOPY_RUN",
+    "package-listens-twice": "POSTCOPY_LISTEN in its place", "package-of-nothing": "PACKAGED with a length of 0 bytes",
+    "package-of-4-gib": "PACKAGED with a length of 4294967295 bytes", "package-shorter-than-said": "stream ends too early",
+    "package-longer-than-said": "does not end with POSTCOPY_RUN", "package-with-rubbish": "section headers and footers",
+    "package-in-a-package": "command PACKAGED in its place",
+    "devices-missing": "load the devices: the stream has no state for device",
+    "discard-unknown-block": "POSTCOPY_RAM_DISCARD: block 'nobody'", "discard-past-the-end": "are not pages of it",
+    "discard-of-everything-and-more": "are not pages of it", "discard-unaligned": "are not pages of it",
+    "discard-of-nothing": "are not pages of it", "advised-twice": "POSTCOPY_ADVISE in wrong postcopy state (advise)",
+    "ended-after-discards": "ends as precopy, but pages were discarded", "recovery-before-anything": "POSTCOPY_RESUME in its place",
+}
+PAGE_WORDS = {
+    "unknown-block": "section 'ram': a page of block 'nobody', which was not listed",
+    "past-the-end": "offset 0x10000000000 is past the end", "no-block-yet": "continues a block, but none was named",
+    "a-delta": "section 'ram': RAM record 0x40", "another-section": "unknown section 77",
+    "a-device": "a section of a device among the pages", "listen-again": "command POSTCOPY_LISTEN among the pages",
+    "run-again": "command POSTCOPY_RUN among the pages", "another-package": "command PACKAGED among the pages",
+    "discard-while-it-runs": "command POSTCOPY_RAM_DISCARD among the pages",
+    "wrong-footer": "section 'ram': Mismatched section id in footer", "nonsense": "element of type 0xff: unknown",
+}
+MEMORY_MORE = 24 << 20      # what none of the lies may cost
+
+
 @cases.case("postcopy-destination/hostile/switch", timeout=180, quick=True)
 def bad_switches(folder: Path) -> None:
     what = machine(0, ram="16M")
@@ -272,6 +300,7 @@ def bad_switches(folder: Path) -> None:
     source.unsent = dict.fromkeys(source.all_pages())
     with Arrival(folder, what) as arrival:
         daemon = arrival.daemon
+        before = procfs.status_bytes(daemon.pid, "VmHWM")
         for name, data in _bad_switches(source).items():
             with socket.socket(socket.AF_UNIX) as link:
                 link.connect(arrival.address[5:])
@@ -279,9 +308,11 @@ def bad_switches(folder: Path) -> None:
                 link.shutdown(socket.SHUT_WR)
                 daemon.wait(lambda: daemon.status() == "failed", 20, f"{name} to be refused")
                 assert daemon.run_state() == "inmigrate", name
-                assert daemon.query_migrate()["error-desc"], name
+                why = daemon.query_migrate()["error-desc"]
+                assert SWITCH_WORDS[name] in why, f"{name}: {why}"
             (folder / "in.sock").unlink(missing_ok=True)
             daemon.incoming(arrival.address)
+        assert procfs.status_bytes(daemon.pid, "VmHWM") - before < MEMORY_MORE
         # And then an honest one.
         honest = Source(image)
         honest.start(arrival.address)
@@ -327,7 +358,8 @@ def bad_pages(folder: Path) -> None:
                 pass
             source.close()
             answer = daemon.wait_status("postcopy-paused")
-            assert answer["error-desc"], name
+            why = answer["error-desc"]
+            assert why.startswith("postcopy: ") and PAGE_WORDS[name] in why, f"{name}: {why}"
             daemon.qmp.execute("migrate-recover", {"uri": f"unix:{folder}/{number}.sock"})
             source.recover(f"unix:{folder}/{number}.sock")
             daemon.wait_status("postcopy-active")

@@ -7,15 +7,18 @@ what was wrong, and an honest destination gets every page afterwards, right and 
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from pathlib import Path
 
 from ..lib import cases, procfs
 from ..lib.daemon import Migrationd
 from ..lib.postcopy_peer import Destination, Gone, ask, message
-from ..lib.postcopy_source import PONG, RECV_BITMAP, REQ_PAGES, REQ_PAGES_ID, RESUME_ACK, SHUT, Source
-from ..lib.streams import END, PAGE, str8, u8, u32, u64
-from .postcopy_destination import RAM, Arrival, machine, ram_part
+from ..lib.postcopy_source import ASK_BITMAP, PONG, RECV_BITMAP, REQ_PAGES, REQ_PAGES_ID, RESUME_ACK, SHUT, Source
+from ..lib.streams import END, PAGE, command, str8, u8, u32, u64, zero_page
+from .postcopy_destination import RAM, Arrival, machine, ram_part, saved
 
 WHAT = machine(20, ram="16M", working_set="8M", threads=2)
 RAM_BYTES = 16 << 20
@@ -303,3 +306,70 @@ def slow_devices(folder: Path) -> None:
         peer.link.settimeout(None)
         peer.say(message(PONG, u32(3)))
         victim.complete()
+
+
+# --- sources that lie to our destination in a recovery -----------------------------------------------------------------
+
+# What a source may not send before its RESUME, and the words of the error. Its guest runs here already.
+RECOVERIES: dict[str, tuple[bytes, str]] = {
+    "bitmap-of-an-unknown-block": (command(ASK_BITMAP, str8("nobody")), "nobody"),
+    "bitmap-without-a-name": (command(ASK_BITMAP, str8("")), "RECV_BITMAP"),
+    "bitmap-of-a-name-that-lies": (command(ASK_BITMAP, u8(200) + b"x"), "RECV_BITMAP"),
+    "pages-before-resume": (command(ASK_BITMAP, str8(RAM)) + ram_part(zero_page(0, RAM)), "pages before RESUME"),
+    "listen": (command(ASK_BITMAP, str8(RAM)) + command(4), "POSTCOPY_LISTEN in its place"),
+    "run": (command(ASK_BITMAP, str8(RAM)) + command(5), "POSTCOPY_RUN in its place"),
+    "discard": (command(ASK_BITMAP, str8(RAM)) + command(6, u8(0) + str8(RAM) + u8(0) + u64(0) + u64(PAGE)),
+                "POSTCOPY_RAM_DISCARD in its place"),
+    "package": (command(ASK_BITMAP, str8(RAM)) + command(7, u32(0xFFFFFFFF)), "PACKAGED in its place"),
+    "advise": (command(ASK_BITMAP, str8(RAM)) + command(3, u64(PAGE) * 2), "POSTCOPY_ADVISE in its place"),
+    "end-of-the-stream": (command(ASK_BITMAP, str8(RAM)) + b"\0", "before RESUME"),
+    "resume-twice": (command(ASK_BITMAP, str8(RAM)) + command(9) * 2, "POSTCOPY_RESUME among the pages"),
+    "rubbish": (command(ASK_BITMAP, str8(RAM)) + b"\xff" * 64, "recovery"),
+}
+
+
+@cases.case("postcopy-hostile/source/lies-in-a-recovery", timeout=120, quick=True)
+def recoveries(folder: Path) -> None:
+    """Each is an error that says so, and the next source is listened to. A bitmap may be asked for as often as one
+    likes: it is answered, and costs nothing that stays."""
+    what = machine(50, ram="16M", threads=2)
+    source = Source(saved(folder, what, run=0.1), rate=0)
+    with Arrival(folder, what) as arrival:
+        daemon = arrival.daemon
+        source.start(arrival.address)
+        daemon.wait_status("postcopy-active")
+        source.close()
+        daemon.wait_status("postcopy-paused")
+        before = procfs.status_bytes(daemon.pid, "VmHWM")
+        lies_told = dict(RECOVERIES)
+        lies_told["ten-thousand-bitmaps"] = (command(ASK_BITMAP, str8(RAM)) * 10000 + b"\xff" * 64, "recovery")
+        for number, (name, (data, words)) in enumerate(lies_told.items()):
+            address = f"unix:{folder}/{number}.sock"
+            daemon.qmp.execute("migrate-recover", {"uri": address})
+            # Who says something else than a source in a recovery is not one.
+            with source.connect(address) as stranger:
+                stranger.sendall(b"QEVM\0\0\0\3")
+            with source.connect(address) as link:
+                link.settimeout(20)
+                reader = threading.Thread(target=_read_all, args=(link,))
+                reader.start()
+                link.sendall(data)
+                daemon.wait(lambda: daemon.output().count("the connection is lost") > number + 1
+                            and daemon.status() == "postcopy-paused", 20, f"{name} to be refused")
+                reader.join(20)
+            why = daemon.query_migrate()["error-desc"]
+            assert words in why and why.startswith("postcopy: "), f"{name}: {why}"
+            assert daemon.run_state() == "running", name
+        assert procfs.status_bytes(daemon.pid, "VmHWM") - before < MEMORY_MORE
+        daemon.qmp.execute("migrate-recover", {"uri": f"unix:{folder}/honest.sock"})
+        source.recover(f"unix:{folder}/honest.sock")
+        source.rate = 1e9
+        source.serve()
+        source.finish()
+        arrival.completed()
+
+
+def _read_all(link: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while link.recv(1 << 16):
+            pass

@@ -32,6 +32,7 @@ class Pair:
         for host in (self.source, self.target):
             host.__enter__()
             host.capabilities("postcopy-ram", postcopy_preempt=self.preempt)
+        self.source.wait(lambda: self.log.exists() and self.log.stat().st_size > 0, 10, "the guest's first tick")
         return self
 
     def __exit__(self, *args):
