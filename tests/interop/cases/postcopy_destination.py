@@ -183,6 +183,7 @@ def asleep(folder: Path) -> None:
         daemon = arrival.daemon
         source.start(arrival.address)
         daemon.wait_status("postcopy-active")
+        source.await_request()
         source.close()
         answer = daemon.wait_status("postcopy-paused")
         assert answer["error-desc"], answer
@@ -219,6 +220,7 @@ def told_to_end(folder: Path) -> None:
         with Arrival(folder, what + f",log={log}") as arrival:
             source.start(arrival.address)
             arrival.daemon.wait_status("postcopy-active")
+            source.await_request()
             if paused:
                 source.close()
                 arrival.daemon.wait_status("postcopy-paused")

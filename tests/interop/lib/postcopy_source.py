@@ -296,6 +296,13 @@ class Source:
             else:
                 self.read(0.001)
 
+    def await_request(self) -> None:
+        """Until somebody at the destination sleeps on a page."""
+        deadline = time.monotonic() + 20
+        while not self.queue:
+            assert time.monotonic() < deadline, "no page was asked for"
+            self.read(0.1)
+
     def finish(self) -> None:
         """END, EOF, and the answer."""
         self.write(u8(3) + u32(RAM_ID) + u64(EOS) + footer() + u8(0))
