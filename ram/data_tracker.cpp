@@ -86,7 +86,7 @@ Result<std::uint64_t> DataTracker::find_holes(Bitmap& dirty) {
   // Counted before the walk: pages given back meanwhile make the next count smaller than this one.
   MD_TRY(const std::uint64_t allocated, block_->allocated_bytes());
   std::uint64_t found = 0;
-  if (allocated < allocated_) MD_CHECK(look_for_holes(dirty, found));
+  if (allocated < std::max(allocated_, data_.count() * page_size)) MD_CHECK(look_for_holes(dirty, found));
   allocated_ = allocated;
   return found;
 }

@@ -12,8 +12,9 @@
 //               run's data pages are marked dirty. Data that comes in between is caught by one or the other.
 //   find_holes  pages that were data and are holes now are dirty (their bytes are zeros now). Finding them means
 //               visiting every page (14 ms/GiB), so it is done only when the file holds fewer pages than when last
-//               looked. A guest that gives back pages and takes as many others between two looks is not seen
-//               through; guests tell when they give memory back.
+//               looked, or than are known to be data. Pages that come in the moment between may hide as many that
+//               went, until the next look finds them written: never behind the last one, when the guest stands
+//               still.
 //
 // Thread: the dirty log's owner.
 #pragma once

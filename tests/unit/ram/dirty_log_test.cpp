@@ -105,6 +105,20 @@ TEST_CASE("DirtyLog.reports_pages_that_became_holes") {
   CHECK(guest.sync(*log).empty());
 }
 
+TEST_CASE("DirtyLog.reports_pages_that_became_holes_while_more_came_elsewhere") {
+  const auto kind = GENERATE(DirtyLogKind::wp_async, DirtyLogKind::wp_sync);
+  Guest guest({8 * mib});
+  for (std::size_t page = 0; page < 700; ++page) guest.write(0, page);
+  const auto log = log_of(guest, kind);
+  if (!log) return;
+  REQUIRE(log->start().has_value());
+  REQUIRE(guest.map.at(0).punch(10 * page_size, 3 * page_size).has_value());
+  guest.write(0, 800);                                                      // beside data
+  for (std::size_t page = 1500; page < 1504; ++page) guest.write(0, page);  // far from it
+  CHECK(guest.sync(*log) == std::set<std::size_t>{10, 11, 12, 800, 1500, 1501, 1502, 1503});
+  CHECK(guest.sync(*log).empty());
+}
+
 TEST_CASE("DirtyLog.sees_writes_of_system_calls_through_the_guest_view") {
   const auto kind = GENERATE(DirtyLogKind::wp_async, DirtyLogKind::wp_sync);
   Guest guest({4 * mib});
