@@ -236,7 +236,10 @@ void PostcopySource::close_link() {
   link_.return_path.reset();
   serving_.store(nullptr, std::memory_order_release);
   if (server_ && working_set_file_) {
-    asked_for_.insert(asked_for_.end(), server_->asked_for().begin(), server_->asked_for().end());
+    // However often the link breaks, no more is kept than a record can hold.
+    const auto& asked = server_->asked_for();
+    const std::size_t more = std::min(asked.size(), postcopy::most_working_set_runs - asked_for_.size());
+    asked_for_.insert(asked_for_.end(), asked.begin(), asked.begin() + static_cast<std::ptrdiff_t>(more));
   }
   server_.reset();
   link_ = {};

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/migrationctl/file_access.hpp"
 
+#include "base/read_at.hpp"
+
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "base/read_at.hpp"
 
 #include <cerrno>
 #include <filesystem>

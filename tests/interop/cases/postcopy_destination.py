@@ -159,9 +159,7 @@ def broken(folder: Path, breaks: int, preempt: bool = False, huge: bool = False,
                 address = f"tcp:127.0.0.1:{daemon.listening_port()}"
             source.recover(address)
             daemon.wait_status("postcopy-active")
-        source.rate = 1e9
-        source.serve()
-        source.finish()
+        source.send_the_rest()
         arrival.completed()
 
 
@@ -203,9 +201,7 @@ def asleep(folder: Path) -> None:
         # Nobody came there; another address takes its place.
         daemon.qmp.execute("migrate-recover", {"uri": f"unix:{folder}/second.sock"})
         source.recover(f"unix:{folder}/second.sock")
-        source.rate = 1e9
-        source.serve()
-        source.finish()
+        source.send_the_rest()
         arrival.completed()
 
 

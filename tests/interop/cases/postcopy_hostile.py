@@ -363,9 +363,7 @@ def recoveries(folder: Path) -> None:
         assert procfs.status_bytes(daemon.pid, "VmHWM") - before < MEMORY_MORE
         daemon.qmp.execute("migrate-recover", {"uri": f"unix:{folder}/honest.sock"})
         source.recover(f"unix:{folder}/honest.sock")
-        source.rate = 1e9
-        source.serve()
-        source.finish()
+        source.send_the_rest()
         arrival.completed()
 
 

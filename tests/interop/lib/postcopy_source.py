@@ -315,6 +315,12 @@ class Source:
             self.read(0.1)
         self.close()
 
+    def send_the_rest(self) -> None:
+        """Everything that is still lacking, at once, and the end."""
+        self.rate = 1e9
+        self.serve()
+        self.finish()
+
     def close(self) -> None:
         for link in (self.main, self.second):
             if link:
