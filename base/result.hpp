@@ -77,6 +77,8 @@ inline Error cancelled_error() { return Error(ErrorKind::cancelled, "cancelled")
 
 // `text` made safe to print: bytes outside 0x20..0x7e as \xNN, at most `max` bytes of input, "..." if cut.
 std::string printable(std::string_view text, std::size_t max = 64);
+// `max` for a path or address in an error text: the client's own word, so long ones stay readable.
+inline constexpr std::size_t printable_address_bytes = 4096;
 
 // "0x1234": offsets and sizes in error texts.
 std::string hex(std::uint64_t value);

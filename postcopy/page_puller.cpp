@@ -13,7 +13,7 @@ namespace {
 using namespace std::chrono_literals;
 
 // Between two looks at what has come. At 64 pages a look an idle source is asked for 250 MB/s.
-constexpr auto look = 1ms;
+constexpr auto pull_look = 1ms;
 
 }  // namespace
 
@@ -42,7 +42,7 @@ void PagePuller::run() {
       next = *page;
       if (pages_.need(next) == PageNeed::ask && !return_channel_.request(next)) return;
     }
-  } while (stop_->sleep_for(look));
+  } while (stop_->sleep_for(pull_look));
 }
 
 }  // namespace migrationd::postcopy

@@ -14,7 +14,7 @@ namespace {
 using namespace std::chrono_literals;
 
 // Behind the main channel's end: between two looks whether the last urgent page has come.
-constexpr auto look = 1ms;
+constexpr auto link_look = 1ms;
 // A source that writes an end mark on the urgent channel does so right behind the main channel's end, and should not
 // find it closed. QEMU 10.0's newer machines write none.
 constexpr auto end_mark_wait = 100ms;
@@ -76,7 +76,7 @@ Result<void> PageReceiver::wait() {
     std::unique_lock lock(mutex_);
     while (!(result = verdict())) {
       if (main_end_) {
-        changed_.wait_for(lock, look);
+        changed_.wait_for(lock, link_look);
       } else {
         changed_.wait(lock);
       }

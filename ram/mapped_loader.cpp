@@ -14,7 +14,6 @@ namespace {
 
 // What one worker gets at once, so that two share a block evenly.
 constexpr std::uint64_t batch_pages = (std::uint64_t{4} << 20) / page_size;
-constexpr std::uint64_t huge_pages = huge_page_size / page_size;
 constexpr std::size_t batch_runs = 256;
 
 Result<MappedBlock> read_block(transports::BufferedReader& reader, transports::SeekableChannel& file,
@@ -100,7 +99,7 @@ Result<void> MappedLoader::hand_over_pages(std::size_t index, const Bitmap& in_f
     std::uint64_t end = in_file.find_clear(page, std::min<std::uint64_t>(in_file.size(), limit));
     const bool full = end == limit;
     // Not in the middle of what can be one huge page.
-    if (full && end / huge_pages * huge_pages > page) end = end / huge_pages * huge_pages;
+    if (full && end / pages_per_huge * pages_per_huge > page) end = end / pages_per_huge * pages_per_huge;
     batch_.add({page, end - page});
     page = end;
     if (!full && batch_.runs().size() < batch_runs) continue;

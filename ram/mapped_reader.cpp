@@ -8,7 +8,6 @@
 namespace migrationd::ram {
 namespace {
 
-constexpr std::uint64_t huge_pages = huge_page_size / page_size;  // of the small ones in a huge one
 constexpr std::size_t buffer_bytes = MappedReader::buffer_pages * page_size;
 
 std::byte* allocate(std::size_t bytes) {
@@ -34,7 +33,7 @@ MappedReader::MappedReader(RamMap& map, PageStore& store, const std::vector<Mapp
 
 // As large a piece as can be read in one way.
 Result<PageRun> MappedReader::next_piece(std::size_t block, PageRun rest, bool& in_place) {
-  if (rest.first % huge_pages == 0 && rest.count >= huge_pages) {
+  if (rest.first % pages_per_huge == 0 && rest.count >= pages_per_huge) {
     MD_TRY(const GuestSpan huge, map_.prove(block, rest.first * page_size, huge_page_size));
     store_.allocate_huge(huge);
   }

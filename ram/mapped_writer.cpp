@@ -11,7 +11,6 @@
 namespace migrationd::ram {
 namespace {
 
-constexpr std::uint64_t prefetch_pages = 8;
 constexpr std::uint64_t bits = 64;  // of a word
 
 constexpr std::uint64_t zero_pages_at_once = 16;
@@ -21,7 +20,7 @@ alignas(page_size) constexpr std::array<std::byte, zero_pages_at_once * page_siz
 std::uint64_t end_of_kind(const std::byte* memory, std::uint64_t first, std::uint64_t end, bool zero) noexcept {
   std::uint64_t page = first;
   while (page < end) {
-    __builtin_prefetch(memory + (page + prefetch_pages) * page_size);
+    __builtin_prefetch(memory + (page + zero_prefetch_pages) * page_size);
     if (is_zero_page(memory + page * page_size) != zero) break;
     ++page;
   }

@@ -18,8 +18,7 @@ namespace migrationd::ram {
 namespace {
 
 // What a hole sends where pages are sent as they are.
-alignas(page_size) constexpr std::array<std::byte, page_size> zeros{};
-constexpr std::size_t prefetch_pages = 8;
+alignas(page_size) constexpr std::array<std::byte, page_size> zero_page{};
 
 }  // namespace
 
@@ -118,7 +117,7 @@ class MultifdSender::Worker {
     for (std::size_t i = 0; i < job.data.size(); ++i) {
       const std::byte* const page = memory + job.data[i];
       // No prefetcher of the CPU crosses a page. A hint may point anywhere.
-      __builtin_prefetch(page + prefetch_pages * page_size);
+      __builtin_prefetch(page + zero_prefetch_pages * page_size);
       if (look && is_zero_page(page)) {
         zero_offsets_.push_back(job.data[i]);
       } else {
@@ -130,7 +129,7 @@ class MultifdSender::Worker {
       zero_offsets_.insert(zero_offsets_.end(), job.holes.begin(), job.holes.end());
     } else {
       offsets_.insert(offsets_.end(), job.holes.begin(), job.holes.end());
-      pages_.insert(pages_.end(), job.holes.size(), zeros.data());
+      pages_.insert(pages_.end(), job.holes.size(), zero_page.data());
     }
   }
 
@@ -166,7 +165,7 @@ class MultifdSender::Worker {
       } else {
         pieces_.push_back({const_cast<std::byte*>(page), page_size});
       }
-      end = page == zeros.data() ? nullptr : page + page_size;
+      end = page == zero_page.data() ? nullptr : page + page_size;
     }
     return {};
   }

@@ -32,6 +32,7 @@ namespace migrationd::ram {
 // The target page: the unit of the stream for x86 guests.
 inline constexpr std::size_t page_size = 4096;
 inline constexpr std::size_t huge_page_size = std::size_t{2} << 20;
+inline constexpr std::uint64_t pages_per_huge = huge_page_size / page_size;
 
 // An owned mapping; unmaps on destruction.
 class Mapping {

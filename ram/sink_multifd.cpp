@@ -6,11 +6,7 @@
 #include <utility>
 
 namespace migrationd::ram {
-namespace {
-
-constexpr std::uint64_t prefetch_pages = 8;
-
-}  // namespace
+namespace {}  // namespace
 
 SinkMultifd::SinkMultifd(RamMap& map, std::unique_ptr<SinkStream> main, transports::BufferedWriter& writer,
                          MultifdSender& sender, const StopSource& stop, SendCounters& counters, Options options)
@@ -71,7 +67,7 @@ Result<void> SinkMultifd::send_data_without_zeros(std::size_t block, PageRun run
   const std::byte* const memory = map_.at(block).engine();
   zeros_.reset(block, BatchKind::holes);
   for (std::uint64_t page = run.first; page < run.first + run.count; ++page) {
-    __builtin_prefetch(memory + (page + prefetch_pages) * page_size);
+    __builtin_prefetch(memory + (page + zero_prefetch_pages) * page_size);
     if (is_zero_page(memory + page * page_size)) {
       zeros_.add({page, 1});
     } else {

@@ -14,7 +14,6 @@ namespace {
 
 // One write of hole records: 4096 of them, 36 KiB, which stay in the first-level cache while they are made.
 constexpr std::size_t zero_run_pages = 4096;
-constexpr std::uint64_t prefetch_pages = 8;
 
 }  // namespace
 
@@ -94,7 +93,7 @@ Result<void> SinkStream::send_pages(std::size_t block, PageRun run) {
   const std::byte* const memory = map_.at(block).engine();
   for (std::uint64_t page = run.first; page < run.first + run.count; ++page) {
     // No prefetcher of the CPU crosses a page: the zero check would wait for memory at each. A hint may point anywhere.
-    __builtin_prefetch(memory + (page + prefetch_pages) * page_size);
+    __builtin_prefetch(memory + (page + zero_prefetch_pages) * page_size);
     MD_CHECK(send_page(block, page * page_size));
     MD_CHECK(pace());
   }

@@ -10,6 +10,9 @@
 
 namespace migrationd::ram {
 
+// How far ahead of its look a scan asks for memory.
+inline constexpr std::size_t zero_prefetch_pages = 8;
+
 // `page`: 4096 bytes, at least 8-byte aligned. May race with a writer; the answer then is about some mixture.
 bool is_zero_page(const std::byte* page) noexcept;
 

@@ -15,14 +15,17 @@ namespace migrationd::transports {
 
 namespace {
 
-constexpr std::size_t shown = 4096;
 // How much is written without a look at the stop.
 constexpr std::size_t piece_bytes = std::size_t{4} << 20;
 
 }  // namespace
 
 FileChannel::FileChannel(UniqueFd fd, std::uint64_t start, StopSource& stop, std::string_view description)
-    : stop_(stop), fd_(std::move(fd)), description_(printable(description, shown)), start_(start), position_(start) {}
+    : stop_(stop),
+      fd_(std::move(fd)),
+      description_(printable(description, printable_address_bytes)),
+      start_(start),
+      position_(start) {}
 
 Result<std::size_t> FileChannel::read(std::span<const iovec> into) {
   while (true) {
@@ -125,7 +128,9 @@ Result<void> FileChannel::sync_to_disk() {
 Result<MappedFile> make_mapped_file(UniqueFd fd, UniqueFd pages, bool direct, StopSource& stop,
                                     std::string_view description) {
   const off_t start = ::lseek(fd.get(), 0, SEEK_CUR);
-  if (start < 0) return Error::from_errno(fmt::format("{} has no places to write at", printable(description, shown)));
+  if (start < 0)
+    return Error::from_errno(
+        fmt::format("{} has no places to write at", printable(description, printable_address_bytes)));
   MappedFile out;
   out.stream = std::make_unique<FileChannel>(std::move(fd), static_cast<std::uint64_t>(start), stop, description);
   out.pages = std::move(pages);

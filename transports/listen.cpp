@@ -26,7 +26,6 @@ namespace {
 
 using namespace std::chrono_literals;
 
-constexpr std::size_t shown = 4096;
 // A listening name is the host's own; one that needs longer would hold up the control thread.
 constexpr auto resolve_limit = 2s;
 // A random port that is free for IPv6 may be taken for IPv4.
@@ -129,8 +128,9 @@ class ListenerBuilder {
     MD_TRY(const SocketAddress place, unix_socket_address(local));
     if (!local.abstract) MD_CHECK(remove_old_socket(local.path));
     MD_TRY(UniqueFd fd, make_socket(AF_UNIX));
-    MD_CHECK(bind_and_listen(std::move(fd), place,
-                             fmt::format("Failed to bind socket to {}", printable(local.path, shown))));
+    MD_CHECK(
+        bind_and_listen(std::move(fd), place,
+                        fmt::format("Failed to bind socket to {}", printable(local.path, printable_address_bytes))));
     struct stat about {};
     if (!local.abstract && ::lstat(local.path.c_str(), &about) == 0)
       listener_.path_ = Listener::OwnedPath{local.path, about.st_dev, about.st_ino};
@@ -140,7 +140,7 @@ class ListenerBuilder {
   // QEMU removes whatever is at the path; only a socket is nobody's data.
   static Result<void> remove_old_socket(const std::string& path) {
     struct stat about {};
-    const std::string what = fmt::format("Failed to unlink socket {}", printable(path, shown));
+    const std::string what = fmt::format("Failed to unlink socket {}", printable(path, printable_address_bytes));
     if (::lstat(path.c_str(), &about) != 0) return {};  // bind tells what is wrong, if anything
     if (S_ISDIR(about.st_mode)) return Error::from_errno(what, EISDIR);
     if (!S_ISSOCK(about.st_mode)) return plan_error(what + ": it is not a socket");

@@ -13,13 +13,12 @@ namespace migrationd::transports {
 
 namespace {
 
-constexpr std::size_t shown = 4096;
 constexpr int safe_flags = O_CLOEXEC | O_NONBLOCK | O_NOCTTY;  // no wait for a pipe's other end, no terminal
 
 bool is_fdset(const std::string& path) { return path.starts_with("/dev/fdset/"); }
 
 Error file_error(const char* what, const std::string& path, int err) {
-  return Error::from_errno(fmt::format("{} '{}'", what, printable(path, shown)), err);
+  return Error::from_errno(fmt::format("{} '{}'", what, printable(path, printable_address_bytes)), err);
 }
 
 Result<void> require_file(int fd, const char* what, const std::string& path) {
@@ -28,7 +27,7 @@ Result<void> require_file(int fd, const char* what, const std::string& path) {
   if (S_ISDIR(about.st_mode)) return file_error(what, path, EISDIR);
   if (!S_ISREG(about.st_mode) && !S_ISBLK(about.st_mode))
     return plan_error(fmt::format("{} '{}': it is neither a regular file nor a block device (fd: and exec: take pipes)",
-                                  what, printable(path, shown)));
+                                  what, printable(path, printable_address_bytes)));
   // It was asked for to pass over pipes only; the description is ours alone.
   ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) & ~O_NONBLOCK);
   return {};
@@ -90,8 +89,8 @@ Result<UniqueFd> open_pages(int fd, int mode, PageAccess access, const FileAddre
   UniqueFd pages(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), mode | O_DIRECT | O_CLOEXEC));
   if (pages) return pages;
   if (errno != EINVAL) return file_error("Could not open", file.path, errno);
-  return plan_error(
-      fmt::format("Could not open '{}': filesystem does not support O_DIRECT", printable(file.path, shown)));
+  return plan_error(fmt::format("Could not open '{}': filesystem does not support O_DIRECT",
+                                printable(file.path, printable_address_bytes)));
 }
 
 }  // namespace

@@ -16,8 +16,6 @@ namespace migrationd::transports {
 
 namespace {
 
-constexpr std::size_t shown = 4096;
-
 SocketAddress from_bytes(const void* address, std::size_t length) {
   SocketAddress out;
   std::memcpy(&out.storage, address, length);
@@ -73,7 +71,7 @@ Result<SocketAddress> unix_socket_address(const UnixAddress& local) {
   // A path needs its terminator; an abstract name is counted.
   const std::size_t room = sizeof out.sun_path - 1;
   if (local.path.size() > room)
-    return plan_error(fmt::format("UNIX socket path '{}' is too long", printable(local.path, shown)));
+    return plan_error(fmt::format("UNIX socket path '{}' is too long", printable(local.path, printable_address_bytes)));
   if (local.path.empty() || (!local.abstract && local.path.find('\0') != std::string::npos))
     return plan_error("invalid Unix socket address");
   std::memcpy(out.sun_path + prefix, local.path.data(), local.path.size());
@@ -103,10 +101,10 @@ Result<UniqueFd> make_socket(int family, bool mptcp) {
 
 std::string peer_text(const Address& address) {
   if (const auto* inet = std::get_if<InetAddress>(&address))
-    return printable(fmt::format("{}:{}", inet->host, inet->port), shown);
-  if (const auto* local = std::get_if<UnixAddress>(&address)) return printable(local->path, shown);
+    return printable(fmt::format("{}:{}", inet->host, inet->port), printable_address_bytes);
+  if (const auto* local = std::get_if<UnixAddress>(&address)) return printable(local->path, printable_address_bytes);
   if (const auto* vsock = std::get_if<VsockAddress>(&address))
-    return printable(fmt::format("{}:{}", vsock->cid, vsock->port), shown);
+    return printable(fmt::format("{}:{}", vsock->cid, vsock->port), printable_address_bytes);
   return to_string(address);
 }
 

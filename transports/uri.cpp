@@ -18,7 +18,6 @@ namespace {
 
 constexpr std::size_t max_host = 64;
 constexpr std::size_t max_port = 32;
-constexpr std::size_t shown = 4096;  // a path in an error text is the client's own; long ones stay readable
 
 bool take_prefix(std::string_view& text, std::string_view prefix) {
   if (!text.starts_with(prefix)) return false;
@@ -40,7 +39,7 @@ Result<std::optional<bool>> parse_flag(std::string_view options, std::string_vie
   const std::string_view value = rest->substr(0, rest->find(','));
   if (value.empty() || value == "=on") return std::optional<bool>(true);
   if (value == "=off") return std::optional<bool>(false);
-  return plan_error(fmt::format("error parsing '{}' flag '{}'", name, printable(*rest, shown)));
+  return plan_error(fmt::format("error parsing '{}' flag '{}'", name, printable(*rest, printable_address_bytes)));
 }
 
 Result<std::optional<std::uint16_t>> parse_to(std::string_view options) {
@@ -86,7 +85,7 @@ Result<HostAndPort> split_inet(std::string_view text) {
   out.port = rest.substr(0, comma);
   out.options = rest.substr(comma);
   if (out.port.empty() || out.port.size() > max_port || out.host.size() > max_host)
-    return plan_error(fmt::format(fmt::runtime(complaint), printable(text, shown)));
+    return plan_error(fmt::format(fmt::runtime(complaint), printable(text, printable_address_bytes)));
   return out;
 }
 
@@ -108,10 +107,10 @@ Result<InetAddress> parse_inet(std::string_view text) {
 Result<Address> parse_vsock(std::string_view text) {
   const auto colon = text.find(':');
   if (colon == std::string_view::npos || colon == 0 || colon + 1 == text.size())
-    return plan_error(fmt::format("error parsing address '{}'", printable(text, shown)));
+    return plan_error(fmt::format("error parsing address '{}'", printable(text, printable_address_bytes)));
   const std::string_view port = text.substr(colon + 1);
   if (port.find(',') != std::string_view::npos)
-    return plan_error(fmt::format("trailing characters in address '{}'", printable(text, shown)));
+    return plan_error(fmt::format("trailing characters in address '{}'", printable(text, printable_address_bytes)));
   return Address(VsockAddress{std::string(text.substr(0, colon)), std::string(port)});
 }
 
@@ -170,7 +169,7 @@ Result<Address> parse_file(std::string_view text) {
   const std::string_view size = text.substr(at + key.size());
   const SizeError failure = parse_size(size, out.offset);
   if (failure == SizeError::none) return Address(std::move(out));
-  return plan_error(fmt::format("file URI has bad offset {}: {}", printable(size, shown),
+  return plan_error(fmt::format("file URI has bad offset {}: {}", printable(size, printable_address_bytes),
                                 failure == SizeError::range ? "Numerical result out of range" : "Invalid argument"));
 }
 
@@ -223,9 +222,11 @@ Result<Address> parse_uri(std::string_view uri) {
     MD_TRY(InetAddress inet, parse_inet(rest));
     return Address(RdmaAddress{std::move(inet)});
   }
-  return plan_error(fmt::format("unknown migration protocol: {}", printable(uri, shown)));
+  return plan_error(fmt::format("unknown migration protocol: {}", printable(uri, printable_address_bytes)));
 }
 
-std::string to_string(const Address& address) { return printable(std::visit(ToText{}, address), shown); }
+std::string to_string(const Address& address) {
+  return printable(std::visit(ToText{}, address), printable_address_bytes);
+}
 
 }  // namespace migrationd::transports

@@ -42,13 +42,13 @@ constexpr Field configuration_fields[] = {
     counted_buffer<&Configuration::name, &Configuration::name_length>("name"),
 };
 constexpr const Description* configuration_parts[] = {&page_bits_part, &capability_part, &uuid_part};
-constexpr auto table =
+constexpr auto configuration_table =
     describe<Configuration>("configuration", 1).fields(configuration_fields).subsections(configuration_parts);
-static_assert(check(table) == TableFault::none);
+static_assert(check(configuration_table) == TableFault::none);
 
 }  // namespace
 
-constinit const DescriptionOf<Configuration> configuration_description = table;
+constinit const DescriptionOf<Configuration> configuration_description = configuration_table;
 
 Result<Configuration> make_configuration(std::string_view machine_name, std::optional<std::uint32_t> page_bits,
                                          std::span<const std::string_view> capabilities,

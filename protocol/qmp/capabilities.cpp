@@ -14,7 +14,7 @@ namespace {
 using C = Capability;
 
 // What a capability needs before it may say true here: the code that does it, and its tests.
-constexpr std::array<CapabilityRow, capability_count> table{{
+constexpr std::array<CapabilityRow, capability_count> all_capabilities{{
     {C::xbzrle, true, "send changes of pages instead of pages"},
     {C::rdma_pin_all, false, "register all memory before an RDMA migration"},
     {C::auto_converge, true, "slow the guest down when it dirties faster than can be sent"},
@@ -43,13 +43,13 @@ constexpr std::array<CapabilityRow, capability_count> table{{
 }};
 
 constexpr bool in_enum_order() {
-  for (std::size_t i = 0; i < table.size(); ++i)
-    if (table[i].capability != static_cast<C>(i)) return false;
+  for (std::size_t i = 0; i < all_capabilities.size(); ++i)
+    if (all_capabilities[i].capability != static_cast<C>(i)) return false;
   return true;
 }
 static_assert(in_enum_order());
 
-bool is_available(Capability capability) { return table[static_cast<std::size_t>(capability)].available; }
+bool is_available(Capability capability) { return all_capabilities[static_cast<std::size_t>(capability)].available; }
 
 constexpr std::array background_snapshot_excludes{C::postcopy_ram,
                                                   C::dirty_bitmaps,
@@ -114,7 +114,7 @@ QmpResult<> check_pairs(const Capabilities& wanted) {
 
 }  // namespace
 
-std::span<const CapabilityRow> capability_table() { return table; }
+std::span<const CapabilityRow> capability_table() { return all_capabilities; }
 
 QmpResult<> check_combination(const Capabilities& before, const Capabilities& wanted,
                               const MigrationParameters& parameters, const CapabilityContext& context) {
@@ -134,7 +134,7 @@ QmpResult<Capabilities> apply(const Capabilities& current, std::span<const Migra
   for (const auto& change : changes) wanted.set(change.capability, change.state);
   MD_CHECK(check_combination(current, wanted, parameters, context));
   // After QEMU's rules, so that a contradiction is told as QEMU tells it.
-  for (const auto& row : table)
+  for (const auto& row : all_capabilities)
     if (wanted.has(row.capability) && !is_available(row.capability))
       return QmpError(fmt::format("Capability '{}' is not available in this build", to_name(row.capability)));
   return wanted;
@@ -142,7 +142,7 @@ QmpResult<Capabilities> apply(const Capabilities& current, std::span<const Migra
 
 std::vector<MigrationCapabilityStatus> list(const Capabilities& capabilities) {
   std::vector<MigrationCapabilityStatus> out;
-  for (const auto& row : table) out.push_back({row.capability, capabilities.has(row.capability)});
+  for (const auto& row : all_capabilities) out.push_back({row.capability, capabilities.has(row.capability)});
   return out;
 }
 

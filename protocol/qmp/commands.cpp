@@ -15,23 +15,24 @@ constexpr auto make_table(CommandTable<Rows...>) {
   return table;
 }
 
-constexpr auto table = make_table(AllCommands{});
+constexpr auto all_commands = make_table(AllCommands{});
 
 constexpr bool names_are_unique() {
-  for (std::size_t i = 0; i < table.size(); ++i)
+  for (std::size_t i = 0; i < all_commands.size(); ++i)
     for (std::size_t j = 0; j < i; ++j)
-      if (table[i].name == table[j].name) return false;
+      if (all_commands[i].name == all_commands[j].name) return false;
   return true;
 }
 static_assert(names_are_unique());
 
 }  // namespace
 
-std::span<const CommandInfo> command_table() { return table; }
+std::span<const CommandInfo> command_table() { return all_commands; }
 
 const CommandInfo* find_command(std::string_view name) {
-  const auto found = std::find_if(table.begin(), table.end(), [&](const CommandInfo& row) { return row.name == name; });
-  return found == table.end() ? nullptr : &*found;
+  const auto found =
+      std::find_if(all_commands.begin(), all_commands.end(), [&](const CommandInfo& row) { return row.name == name; });
+  return found == all_commands.end() ? nullptr : &*found;
 }
 
 }  // namespace migrationd::qmp

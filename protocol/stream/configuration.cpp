@@ -30,13 +30,13 @@ StepResult decode_capabilities(CodecCursor& in, Configuration& out) {
     return refused(
         fmt::format("{} capabilities are listed, at most {} are taken", count, limits::configuration_capabilities));
   }
-  std::vector<std::string> names;
+  std::vector<std::string> capabilities;
   for (std::uint32_t i = 0; i < count; ++i) {
     std::string_view name;
     if (!in.str8(name)) return Step::short_of_bytes;
-    names.emplace_back(name);
+    capabilities.emplace_back(name);
   }
-  out.capabilities = std::move(names);
+  out.capabilities = std::move(capabilities);
   return Step::done;
 }
 

@@ -9,7 +9,7 @@ namespace migrationd::stream {
 
 namespace {
 
-Error refused(std::string_view what) { return wire_error(fmt::format("globalstate: {}", what)); }
+Error globalstate_error(std::string_view what) { return wire_error(fmt::format("globalstate: {}", what)); }
 
 // Bytes 32 and 33 of the field are 10.0's flags; a longer name could only come from something that has none.
 constexpr std::size_t name_area_bytes = run_state_bytes_max + 1;
@@ -18,15 +18,15 @@ constexpr std::size_t name_area_bytes = run_state_bytes_max + 1;
 
 Result<std::string> read_run_state(ByteView body) {
   if (body.size() != globalstate_bytes) {
-    return refused(fmt::format("{} bytes, {} are due", body.size(), globalstate_bytes));
+    return globalstate_error(fmt::format("{} bytes, {} are due", body.size(), globalstate_bytes));
   }
   const auto size = load_be<std::uint32_t>(body.data());
   const std::string_view field = as_text(body.subspan(4));
   const std::size_t length = std::min(field.find('\0'), field.size());
-  if (length == 0) return refused("the run state is empty");
-  if (length > run_state_bytes_max) return refused("the run state is not terminated");
+  if (length == 0) return globalstate_error("the run state is empty");
+  if (length > run_state_bytes_max) return globalstate_error("the run state is not terminated");
   // The size counts the NUL.
-  if (size != length + 1) return refused(fmt::format("size {} for a run state of {} bytes", size, length));
+  if (size != length + 1) return globalstate_error(fmt::format("size {} for a run state of {} bytes", size, length));
   return std::string(field.substr(0, length));
 }
 

@@ -33,37 +33,19 @@ def unreasoned() -> list[str]:
     return [f".clang-tidy: '-{check}' has no reason" for check in off if f"# -{check}: " not in text]
 
 
-def sources(build: Path) -> list[str]:
-    rows = json.loads((build / "compile_commands.json").read_text())
-    names = set()
-    for row in rows:
-        path = (Path(row["directory"]) / row["file"]).resolve()
-        if path.is_relative_to(tree.ROOT):
-            names.add(str(path.relative_to(tree.ROOT)))
-    return sorted(name for name in names if not name.startswith("tests/"))
+def sources(rows: dict[str, dict]) -> list[str]:
+    return sorted(name for name in rows if not name.startswith("tests/"))
 
 
-def dependencies(build: Path) -> dict[str, list[Path]]:
-    """Files of the tree that each source includes, as the last build recorded them."""
-    done = subprocess.run(["ninja", "-C", str(build), "-t", "deps"], capture_output=True, text=True, check=True)
-    found: dict[str, list[Path]] = {}
-    for block in done.stdout.split("\n\n"):
-        paths = [(build / line.strip()).resolve() for line in block.splitlines()[1:]]
-        own = [path for path in paths if path.is_relative_to(tree.ROOT) and path.is_file()]
-        if own:
-            found.setdefault(str(own[0].relative_to(tree.ROOT)), own)
-    return found
-
-
-def key_of(name: str, depends: list[Path]) -> str:
+def key_of(name: str) -> str:
     state = hashlib.sha256(CONFIG.read_bytes())
-    for path in sorted({tree.ROOT / name, *depends}):
-        state.update(str(path.relative_to(tree.ROOT)).encode() + b"\0" + path.read_bytes())
+    for part in sorted(tree.closure(name)):
+        state.update(part.encode() + b"\0" + (tree.ROOT / part).read_bytes())
     return state.hexdigest()
 
 
-def check(build: Path, name: str) -> list[str]:
-    done = subprocess.run([TOOL, "-p", str(build), "--quiet", *EXTRA, name], cwd=tree.ROOT, capture_output=True, text=True)
+def check(database: Path, name: str) -> list[str]:
+    done = subprocess.run([TOOL, "-p", str(database), "--quiet", *EXTRA, name], cwd=tree.ROOT, capture_output=True, text=True)
     if done.returncode == 0:
         return []
     found = [line.replace(f"{tree.ROOT}/", "") for line in done.stdout.splitlines() if re.search(r": (error|warning): ", line)]
@@ -75,17 +57,19 @@ def main() -> int:
         print(f"{TOOL} is not installed (tools/setup check)")
         return SKIPPED
     build = Path(sys.argv[1]).resolve()
-    names = sys.argv[2:] or sources(build)
+    rows = tree.commands(build)
+    names = sys.argv[2:] or sources(rows)
     cache = build / "tidy-cache"
     cache.mkdir(exist_ok=True)
-    depends = dependencies(build)
-    keys = {name: key_of(name, depends.get(name, [])) for name in names}
+    # Each source by itself, whatever the build gives to one run of the compiler.
+    (cache / "compile_commands.json").write_text(json.dumps(list(rows.values())))
+    keys = {name: key_of(name) for name in names}
     changed = [name for name in names if not (cache / keys[name]).exists()]
     print(f"{len(names)} sources, {len(names) - len(changed)} unchanged since their last clean run", flush=True)
 
     faults = unreasoned()
     with ThreadPoolExecutor(tree.jobs()) as pool:
-        for name, found in zip(changed, pool.map(lambda name: check(build, name), changed)):
+        for name, found in zip(changed, pool.map(lambda name: check(cache, name), changed)):
             faults += found
             if not found:
                 (cache / keys[name]).touch()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the lint scripts share: the tree's files, its includes, and how a result is told."""
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +41,49 @@ def includes(name: str) -> list[tuple[int, str, str]]:
     """(line, '"' or '<', path) of each include."""
     text = text_of(name)
     return [(text.count("\n", 0, m.start(1)) + 1, m.group(1), m.group(2)) for m in INCLUDE.finditer(text)]
+
+
+def closure(name: str) -> set[str]:
+    """The file and every file of the tree that it includes."""
+    seen, open_ = set(), [name]
+    while open_:
+        name = open_.pop()
+        if name not in seen and (ROOT / name).is_file():
+            seen.add(name)
+            open_ += [target for _line, kind, target in includes(name) if kind == '"']
+    return seen
+
+
+def sources_of(row: dict) -> list[str]:
+    """The tree's sources in one run of the compiler: itself, or what the file that meson wrote for a unity build names."""
+    path = (Path(row["directory"]) / row["file"]).resolve()
+    if path.parent.suffix != ".p":
+        return [str(path.relative_to(ROOT))] if path.is_relative_to(ROOT) else []
+    named = [Path(target).resolve() for target in re.findall(r"#include\s*<([^>]+)>", path.read_text())]
+    return [str(path.relative_to(ROOT)) for path in named if path.is_relative_to(ROOT)]
+
+
+def flags(row: dict) -> list[str]:
+    """The compiler's command without its output, its dependency file and its source."""
+    words, kept, skip = shlex.split(row["command"]), [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in ("-o", "-MF", "-MQ", "-c"):
+            skip = True
+        elif word not in ("-MD", "ccache"):
+            kept.append(word)
+    return kept
+
+
+def commands(build: Path) -> dict[str, dict]:
+    """Per source of the tree how it is compiled alone: {"directory", "command", "file"}."""
+    found = {}
+    for row in json.loads((build / "compile_commands.json").read_text()):
+        for name in sources_of(row):
+            words = [*flags(row), "-c", str(ROOT / name)]
+            found[name] = {"directory": row["directory"], "command": shlex.join(words), "file": str(ROOT / name)}
+    return found
 
 
 def report(checked: int, faults: list[str]) -> int:

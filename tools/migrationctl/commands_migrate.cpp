@@ -20,7 +20,7 @@ namespace {
 using namespace std::chrono_literals;
 
 // Often enough to look alive, and to see the end soon; the daemon answers from a snapshot.
-constexpr auto look_interval = 100ms;
+constexpr auto progress_interval = 100ms;
 // A log or a pipe gets a line per second, and one per change of state.
 constexpr auto line_interval = 1000ms;
 
@@ -153,7 +153,7 @@ Result<int> watch_migration(QmpClient& client, const Output& output, bool incomi
       fmt::print(stderr, "migrationctl: no longer watching; the migration goes on (`migrationctl cancel` ends it)\n");
       return exit_interrupted;
     }
-    pause_for(look_interval);
+    pause_for(progress_interval);
   }
 }
 
@@ -192,7 +192,7 @@ Result<int> cancel(QmpClient& client, const Output& output, std::chrono::millise
   while (!idle) {
     MD_TRY(sample, look(client, before.incoming));
     if (sample.ended() || interrupted() || std::chrono::steady_clock::now() >= deadline) break;
-    pause_for(look_interval);
+    pause_for(progress_interval);
   }
   if (output.json) fmt::print("{}\n", to_json(sample, sample.outlook()).dump());
   if (idle) {

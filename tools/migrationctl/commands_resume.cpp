@@ -19,7 +19,7 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* instant_resume = "__org.migrationd_instant-resume";
-constexpr auto look_interval = 1ms;
+constexpr auto resume_poll = 1ms;
 constexpr auto slow_interval = 50ms;
 
 double milliseconds(Clock::duration time) { return std::chrono::duration<double, std::milli>(time).count(); }
@@ -72,7 +72,7 @@ Result<void> await_opened(QmpClient& client) {
     const std::string status = query.value("status", "");
     if (status == "completed") return {};
     if (status == "failed") return Error(ErrorKind::peer, query.value("error-desc", "it failed"));
-    std::this_thread::sleep_for(look_interval);
+    std::this_thread::sleep_for(resume_poll);
   }
 }
 
@@ -108,7 +108,7 @@ Result<void> send(Clone& clone, const ResumeOptions& options) {
     if (clone.status == "failed" || clone.status == "postcopy-paused") {
       return Error(ErrorKind::peer, clone.query.value("error-desc", "it failed"));
     }
-    std::this_thread::sleep_for(look_interval);
+    std::this_thread::sleep_for(resume_poll);
   }
 }
 

@@ -22,7 +22,7 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto start_wait = 10s;
-constexpr auto look_interval = 1ms;
+constexpr auto start_poll = 1ms;
 
 std::string program_path() {
   if (const char* from_environment = std::getenv("MIGRATIOND")) return from_environment;
@@ -89,7 +89,7 @@ Result<void> OwnDaemon::await_socket() {
     }
     if (std::chrono::steady_clock::now() > deadline)
       return std::move(client).error().with("the daemon does not answer");
-    std::this_thread::sleep_for(look_interval);
+    std::this_thread::sleep_for(start_poll);
   }
 }
 
