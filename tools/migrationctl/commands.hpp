@@ -85,7 +85,7 @@ struct ResumeOptions {
   std::string path;
   std::uint64_t offset = 0;
   std::vector<std::string> to;  // destinations, one machine each
-  unsigned clones = 1;
+  unsigned clones = 0;  // not asked for
   std::string background;               // bytes per second; "0": on demand only; empty: no limit
   std::vector<std::string> page_sizes;  // BLOCK=SIZE
   bool preempt = false;

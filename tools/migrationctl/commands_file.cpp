@@ -16,7 +16,8 @@ namespace migrationd::ctl {
 namespace {
 
 // Every page once and as fast as the disk takes it; nobody answers from a file.
-constexpr const char* unwanted_capabilities[] = {"xbzrle", "postcopy-ram", "return-path", "switchover-ack"};
+constexpr const char* unwanted_capabilities[] = {"xbzrle", "postcopy-ram", "return-path", "switchover-ack",
+                                                "zero-copy-send"};
 
 class BorrowedSettings {
  public:
@@ -41,6 +42,8 @@ class BorrowedSettings {
     MD_CHECK(client_.execute("migrate-set-capabilities", {{"capabilities", std::move(wanted)}}));
     Json values{{"max-bandwidth", 0}, {"direct-io", options.direct}};
     if (several) values["multifd-channels"] = options.workers;
+    // A page that has its place is as long as any other.
+    if (mapped && parameters.contains("multifd-compression")) values["multifd-compression"] = "none";
     for (const auto& [name, value] : values.items()) parameters_[name] = parameters.at(name);
     MD_CHECK(client_.execute("migrate-set-parameters", std::move(values)));
     return {};

@@ -43,7 +43,7 @@ Json switched(std::initializer_list<std::pair<const char*, bool>> states) {
 // The destinations: as given, or one URI with {} for the clone's number.
 Result<std::vector<std::string>> destinations(const ResumeOptions& options) {
   std::vector<std::string> out = options.to;
-  if (options.clones <= 1) return out;
+  if (options.clones == 0) return out;
   if (out.size() != 1 || out.front().find("{}") == std::string::npos) {
     return plan_error("--clones N takes one --to URI with {} where the number of the clone goes: unix:/run/vm{}.sock");
   }

@@ -166,6 +166,8 @@ def one_command_refusals(folder: Path) -> None:
     assert run.returncode == 1 and "No such file" in run.stderr, run
     run = _migrationctl("resume", str(path), "--to", "unix:/x", "--clones", "2")
     assert run.returncode == 2, run
+    run = _migrationctl("resume", str(path), "--to", f"unix:{folder / 'nobody'}{{}}", "--clones", "1")
+    assert run.returncode == 1 and "nobody0" in run.stderr, run
 
 
 @cases.case("resume/clones", quick=True)
