@@ -8,9 +8,11 @@
 // stood for seconds. So the background leaves the processors to the requests:
 //
 //   at first   until a burst has gone quiet; `longest_at_first` after a machine was resumed at the latest
-//   later      a moment behind every request, `longest_later` per piece at most: whoever asks without a pause still
-//   gets
-//              the rest of its memory
+//   later      a moment behind every request, `longest_later` per piece at most
+//
+// But a machine that reads its memory through asks for all of it, page by page, and waits tens of microseconds for
+// each; the stream brings the same pages in a fraction of that time. So the patience is a budget: every request takes
+// one of `patience_most`, which come back at `patience_back` each, and with none left the stream goes at full speed.
 //
 // Requests and starts are those of all processes of this user on this host (stream_turns.hpp): the processors are
 // shared by them.
@@ -20,6 +22,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 
 namespace migrationd::postcopy {
 
@@ -35,16 +38,23 @@ class BackgroundPace {
   static constexpr Wait quiet_later = std::chrono::milliseconds(1);
   static constexpr Wait longest_later = std::chrono::milliseconds(4);
 
+  // A real machine's first second was seen to take some 600 requests.
+  static constexpr std::int64_t patience_most = 1024;
+  static constexpr Wait patience_back = std::chrono::milliseconds(2);
+
   // When a machine was resumed last, and when a page was asked for last; not later than now.
   struct Urgent {
     TimePoint started;
     TimePoint asked;
   };
 
-  explicit BackgroundPace(TimePoint now) noexcept : first_(now), since_(now) {}
+  explicit BackgroundPace(TimePoint now) noexcept : first_(now), since_(now), refilled_(now) {}
 
-  // How long the next piece waits; zero: it may go. After waiting, ask again.
-  Wait wait(TimePoint now, const Urgent& urgent) const noexcept {
+  // How long the next piece waits; zero: it may go. After waiting, ask again. `answered`: requests of this machine so
+  // far.
+  Wait wait(TimePoint now, const Urgent& urgent, std::uint64_t answered) noexcept {
+    take_patience(now, answered);
+    if (patience_ <= 0) return Wait::zero();
     const bool at_first = now - urgent.started < longest_at_first && now - first_ < longest_in_all;
     const TimePoint last = at_first ? std::max(urgent.asked, urgent.started) : urgent.asked;
     const TimePoint quiet = last + (at_first ? quiet_at_first : quiet_later);
@@ -56,8 +66,21 @@ class BackgroundPace {
   void sent(TimePoint now) noexcept { since_ = now; }
 
  private:
+  void take_patience(TimePoint now, std::uint64_t answered) noexcept {
+    const auto back = (now - refilled_) / patience_back;
+    refilled_ += back * patience_back;
+    patience_ = std::min(patience_ + static_cast<std::int64_t>(back) - static_cast<std::int64_t>(answered - answered_),
+                         patience_most);
+    // A debt is forgiven: who has stopped asking is given way to again within two seconds.
+    patience_ = std::max(patience_, std::int64_t{0});
+    answered_ = answered;
+  }
+
   TimePoint first_;
   TimePoint since_;
+  TimePoint refilled_;
+  std::uint64_t answered_ = 0;
+  std::int64_t patience_ = patience_most;
 };
 
 }  // namespace migrationd::postcopy

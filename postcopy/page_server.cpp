@@ -56,6 +56,7 @@ PageServer::PageServer(std::vector<BlockShape> blocks, UnsentPages unsent, trans
       limiter_(*options.bandwidth),
       pace_(Clock::now()),
       unsent_(std::move(unsent)),
+      window_(preempt != nullptr ? StreamWindow::few_beside : StreamWindow::few),
       last_request_(Clock::now()) {
   for (std::size_t index = 0; index < blocks_.size(); ++index) {
     names_.push_back(blocks_[index].name);
@@ -291,7 +292,10 @@ std::chrono::nanoseconds PageServer::until_turn(Clock::time_point now) {
   const bool hurry = in_a_hurry(background);
   if (!hurry && !background) return idle_poll;
   if (const auto wait = limiter_.wait(now); wait != wait.zero() || hurry || options_.turns == nullptr) return wait;
-  if (const auto wait = pace_.wait(now, options_.turns->urgent(now)); wait != wait.zero()) return wait;
+  if (const auto wait =
+          pace_.wait(now, options_.turns->urgent(now), counters_.answered.load(std::memory_order_relaxed));
+      wait != wait.zero())
+    return wait;
   return options_.turns->take(now) ? std::chrono::nanoseconds::zero() : StreamTurns::ask_again;
 }
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.bench import clones, faults, files, resume, tasks  # noqa: E402
+from tests.bench import clones, faults, files, guest_faults, resume, tasks  # noqa: E402
 from tests.bench.report import Report  # noqa: E402
 from tests.interop.lib import programs  # noqa: E402
 
@@ -54,7 +54,7 @@ def run_task(name: str, folder: Path, options: argparse.Namespace) -> list[Repor
     if name in LARGE:
         return resume.resume(folder, rounds, options.quick, LARGE[name] * tasks.GIB)
     if name == "faults":
-        return faults.faults(folder, rounds, options.quick)
+        return [*faults.faults(folder, rounds, options.quick), guest_faults.guest_faults(folder, rounds, options.quick)]
     if name == "clones":
         return clones.clones(folder, rounds, options.quick)
     if name == "latency":

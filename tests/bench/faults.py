@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a guest waits for a page it touched: a synthetic guest that moves by postcopy from daemon to daemon, its own
 histogram of waits, beside what the machine can do with nothing around it (fault_limit.cpp). Idle: nothing is sent but what
-is asked for. QEMU 10.0 tells no distribution, so no QEMU to QEMU stands beside it.
+is asked for. What a guest under QEMU
+waits is in guest_faults.py.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ int doctor(const Output& output);
 struct ResumeOptions {
   std::string path;
   std::uint64_t offset = 0;
-  std::vector<std::string> to;  // destinations, one machine each
-  unsigned clones = 0;  // not asked for
+  std::vector<std::string> to;          // destinations, one machine each
+  unsigned clones = 0;                  // not asked for
   std::string background;               // bytes per second; "0": on demand only; empty: no limit
   std::vector<std::string> page_sizes;  // BLOCK=SIZE
   bool preempt = false;

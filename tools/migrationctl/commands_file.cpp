@@ -17,7 +17,7 @@ namespace {
 
 // Every page once and as fast as the disk takes it; nobody answers from a file.
 constexpr const char* unwanted_capabilities[] = {"xbzrle", "postcopy-ram", "return-path", "switchover-ack",
-                                                "zero-copy-send"};
+                                                 "zero-copy-send"};
 
 class BorrowedSettings {
  public:

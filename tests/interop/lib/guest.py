@@ -16,7 +16,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "guest"
 PAGE = 4096
 FIRST = 0x100000
 _SWEEP_WORDS = 0x600
-_FLOPPY = 1440 * 1024
+FLOPPY = 1440 * 1024
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,27 @@ class Guest:
         if not path.exists():
             part = path.with_suffix(f".{os.getpid()}")
             part.write_bytes(self.boot_sector())
-            os.truncate(part, _FLOPPY)
+            os.truncate(part, FLOPPY)
             part.rename(path)
         return path
 
     def firmware(self, folder: Path) -> Path:
         """A firmware image of ours with the guest in it, for QEMU's -bios: no other firmware has a part in it."""
         path = folder / f"guest-{self.pages}-{self.fill}-{self.ticks}-{self.every}.bios"
-        image = self.boot_sector().ljust(0x10000 - 256, b"\0") + _assembled("bios", "0")
+        image = self.boot_sector().ljust(0x10000 - 256, b"\0") + assembled("bios", "0")
         assert len(image) == 0x10000, len(image)
         path.write_bytes(image)
         return path
 
     def boot_sector(self) -> bytes:
-        sector = bytearray(_assembled("guest", "0x7c00"))
+        sector = bytearray(assembled("guest", "0x7c00"))
         assert len(sector) == 512 and sector[510:] == b"\x55\xaa", len(sector)
         struct.pack_into("<5I", sector, 4, FIRST, self.pages, self.fill, self.ticks, self.every)
         return bytes(sector)
 
 
 @functools.cache
-def _assembled(name: str, address: str) -> bytes:
+def assembled(name: str, address: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         objfile, binary = f"{folder}/object", f"{folder}/binary"
         subprocess.run(["as", "--32", "-o", objfile, SOURCES / f"{name}.S"], check=True, timeout=30)
