@@ -56,8 +56,9 @@ class Daemon {
 
   Result<void> start() {
     MD_CHECK(make_machine());
-    MD_CHECK(open_control());
+    // Before the sockets: whoever finds one may end us already.
     handle_signals();
+    MD_CHECK(open_control());
     if (options_.incoming) {
       auto started = service_.migrate_incoming(*options_.incoming, false, server_.fds());
       if (!started) return std::move(started).error().with("--incoming");
