@@ -161,7 +161,8 @@ def fuzz(at: Context, executions: int = 0, seconds: int = 4) -> Counts:
 
 # Where bytes of strangers meet memory, and where threads meet: small enough for every run of CI. The codecs are under
 # the same sanitizers in their fuzz targets.
-CORE_TESTS = {"unit-base": "base", "unit-transports": "transports", "unit-ram": "ram"}
+CORE_TESTS = {"unit-base": "base", "unit-transports": "transports", "unit-ram": "ram",
+              "unit-postcopy": "postcopy"}
 CORE_PROGRAMS = tuple(f"tests/unit/{folder}/{name}" for name, folder in CORE_TESTS.items())
 
 
