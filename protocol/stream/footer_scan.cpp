@@ -24,7 +24,7 @@ constexpr std::uint32_t plausible_instances = 65536;
 constexpr std::uint32_t plausible_versions = 256;
 // What a believed header and a found footer cost of the budget, besides the bytes searched.
 constexpr std::uint64_t level_cost = 1024;
-constexpr std::uint64_t footer_cost = 32;
+constexpr std::uint64_t footer_cost = 160;
 
 bool is_plausible(const SectionHeader& header) {
   return !header.name.empty() && header.instance_id < plausible_instances && header.version_id < plausible_versions &&
