@@ -150,8 +150,9 @@ Result<bool> PageServer::answer(const PageRange& wanted) {
       const bool in_sequence = neighbours && unsent_.in_sequence(wanted.block, page);
       run = unsent_.claim_requested(wanted.block, {page, step});
       if (run) note_asked({wanted.block, *run});
-      if (run && in_sequence) neighbours_due_ = true;
-      ring = neighbours_due_;
+      // Once: the mover that was woken in vain, within max-postcopy-bandwidth, would take the processor from the guest.
+      ring = run && in_sequence && !neighbours_due_;
+      neighbours_due_ = neighbours_due_ || ring;
     }
     if (options_.turns != nullptr) options_.turns->note_asked(Clock::now());
     if (!run) continue;
