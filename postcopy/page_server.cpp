@@ -56,7 +56,7 @@ PageServer::PageServer(std::vector<BlockShape> blocks, UnsentPages unsent, trans
       limiter_(*options.bandwidth),
       pace_(Clock::now()),
       unsent_(std::move(unsent)),
-      window_(preempt != nullptr ? StreamWindow::few_beside : StreamWindow::few),
+      window_(preempt != nullptr ? StreamWindow::many : StreamWindow::few),
       last_request_(Clock::now()) {
   for (std::size_t index = 0; index < blocks_.size(); ++index) {
     names_.push_back(blocks_[index].name);

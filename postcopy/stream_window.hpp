@@ -10,6 +10,10 @@
 //
 //   guest waits for at most   few * piece + one piece being written   bytes in front of its page
 //
+// With a preempt channel a requested page stands behind nothing and waits for processors only: the window stays wide.
+// With 256 KiB the stream came to a tenth of its speed while a guest read its memory through, and the guest asked for
+// pages that would have been there (tests/bench, faults).
+//
 // Values of PING: one number per piece, above those that QEMU uses (switch_over.hpp). A PONG with a number that is not
 // under way is of no meaning here.
 //
@@ -29,18 +33,15 @@ class StreamWindow {
   static constexpr std::uint64_t piece_pages = 32;  // 128 KiB
   static constexpr std::uint32_t many = 16;
   static constexpr std::uint32_t few = 2;
-  // With a preempt channel a requested page waits for processors only, so more may be under way: 1 MiB. With 256 KiB
-  // the stream came to a tenth of its speed while a guest read its memory through, and the guest waited for pages that
-  // QEMU would have sent long before (tests/bench, faults).
-  static constexpr std::uint32_t few_beside = 8;
   static constexpr std::chrono::milliseconds asked_lately{20};
 
-  explicit StreamWindow(std::uint32_t few_pieces = few) noexcept : few_(few_pieces) {}
+  // `lately_open`: how many pieces may be unanswered for a while after a request; few, or many with a preempt channel.
+  explicit StreamWindow(std::uint32_t lately_open = few) noexcept : lately_open_(lately_open) {}
 
   // May another piece be written now?
   bool open(TimePoint now) const noexcept {
     const bool lately = asked_ && now - *asked_ < asked_lately;
-    return sent_ - answered_ < (lately ? few_ : many);
+    return sent_ - answered_ < (lately ? lately_open_ : many);
   }
   // A piece is about to be written: the value of the PING behind it.
   std::uint32_t piece_sent() noexcept { return first_value + sent_++; }
@@ -58,7 +59,7 @@ class StreamWindow {
  private:
   static constexpr std::uint32_t first_value = 0x10000;
 
-  std::uint32_t few_;
+  std::uint32_t lately_open_;
   // Both wrap around together after 512 TiB.
   std::uint32_t sent_ = 0;
   std::uint32_t answered_ = 0;

@@ -44,10 +44,10 @@ TEST_CASE("StreamWindow.takes_no_answers_that_are_not_due") {
   CHECK_FALSE(window.answered(two));
 }
 
-TEST_CASE("StreamWindow.is_larger_beside_a_preempt_channel") {
-  StreamWindow window(StreamWindow::few_beside);
+TEST_CASE("StreamWindow.stays_wide_beside_a_preempt_channel") {
+  StreamWindow window(StreamWindow::many);
   window.requested(start);
-  for (std::uint32_t i = 0; i < StreamWindow::few_beside; ++i) {
+  for (std::uint32_t i = 0; i < StreamWindow::many; ++i) {
     CHECK(window.open(start));
     window.piece_sent();
   }
