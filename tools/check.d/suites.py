@@ -162,27 +162,29 @@ def fuzz(at: Context, executions: int = 0, seconds: int = 4) -> Counts:
 
 # Where bytes of strangers meet memory, and where threads meet: small enough for every run of CI. The codecs are under
 # the same sanitizers in their fuzz targets.
-CORE_TESTS = {"unit-base": "base", "unit-transports": "transports", "unit-ram": "ram",
-              "unit-postcopy": "postcopy"}
-CORE_PROGRAMS = tuple(f"tests/unit/{folder}/{name}" for name, folder in CORE_TESTS.items())
+CORE_TESTS = {"unit-base": "base", "unit-transports": "transports", "unit-ram": "ram"}
+# clang's UBSan takes every object for broken in a process that has no descriptors left, as one of these tests wants it;
+# GCC's does not (`address`).
+THREADED_TESTS = {**CORE_TESTS, "unit-postcopy": "postcopy"}
 
 
-def core(at: Context, directory: Path, *under: str) -> Counts:
+def core(at: Context, directory: Path, tests: dict[str, str], options: tuple[str, ...], cxx: str = "",
+         under: tuple[str, ...] = ()) -> Counts:
+    programs = tuple(f"tests/unit/{folder}/{name}" for name, folder in tests.items())
+    built = at.build_tree(directory, *options, cxx=cxx, targets=programs)
+    if built.failed:
+        return built
     with hugepages.reserved(HUGE_PAGES):
-        return at.meson(directory, *CORE_TESTS, "--timeout-multiplier", "10", env=SANITIZER_ENV, under=under)
+        return at.meson(directory, *tests, "--timeout-multiplier", "10", env=SANITIZER_ENV, under=under)
 
 
 def address_core(at: Context) -> Counts:
     """In the build of the fuzz targets, which has both sanitizers."""
-    directory = at.root / "build-fuzz"
-    built = at.build_tree(directory, "-Dfuzz=true", cxx="clang++-14", targets=CORE_PROGRAMS)
-    return built if built.failed else core(at, directory)
+    return core(at, at.root / "build-fuzz", CORE_TESTS, ("-Dfuzz=true",), cxx="clang++-14")
 
 
 def threads_core(at: Context) -> Counts:
-    directory = at.root / "build-tsan"
-    built = at.build_tree(directory, "-Db_sanitize=thread", *INSTRUMENTED, targets=CORE_PROGRAMS)
-    return built if built.failed else core(at, directory, *FIXED_LAYOUT)
+    return core(at, at.root / "build-tsan", THREADED_TESTS, ("-Db_sanitize=thread", *INSTRUMENTED), under=FIXED_LAYOUT)
 
 
 @dataclass(frozen=True)
