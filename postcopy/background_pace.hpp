@@ -48,7 +48,9 @@ class BackgroundPace {
     TimePoint asked;
   };
 
-  explicit BackgroundPace(TimePoint now) noexcept : first_(now), since_(now), refilled_(now) {}
+  // `answered`: requests of this machine before, on connections that broke.
+  explicit BackgroundPace(TimePoint now, std::uint64_t answered = 0) noexcept
+      : first_(now), since_(now), refilled_(now), answered_(answered) {}
 
   // How long the next piece waits; zero: it may go. After waiting, ask again. `answered`: requests of this machine so
   // far.
@@ -79,7 +81,7 @@ class BackgroundPace {
   TimePoint first_;
   TimePoint since_;
   TimePoint refilled_;
-  std::uint64_t answered_ = 0;
+  std::uint64_t answered_;
   std::int64_t patience_ = patience_most;
 };
 

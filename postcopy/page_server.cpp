@@ -54,7 +54,7 @@ PageServer::PageServer(std::vector<BlockShape> blocks, UnsentPages unsent, trans
       stop_(stop),
       main_(LaneKind::main, main, names_, options.section_id),
       limiter_(*options.bandwidth),
-      pace_(Clock::now()),
+      pace_(Clock::now(), counters.answered.load(std::memory_order_relaxed)),
       unsent_(std::move(unsent)),
       window_(preempt != nullptr ? StreamWindow::many : StreamWindow::few),
       last_request_(Clock::now()) {

@@ -10,10 +10,10 @@
 //                it waits for one piece of the background at most.
 //   mover        sends the preferred pages (a recorded working set) at once, also with the background switched off:
 //                the guest is about to ask for them. Then it streams what is due, piece by piece, within
-//                max-postcopy-bandwidth and the StreamWindow, which keeps little under way while somebody is asking. Of
-//                an instant resume it also waits for its turn among the streams of this host, and until a burst of
-//                requests has gone quiet (BackgroundPace); but who asks for one page behind the other gets a piece of
-//                its neighbours at once, which is a fraction of the round trips.
+//                max-postcopy-bandwidth and the StreamWindow, which without a preempt channel keeps little under way
+//                while somebody is asking. Of an instant resume it also waits for its turn among the streams of this
+//                host, and until a burst of requests has gone quiet (BackgroundPace); but who asks for one page behind
+//                the other gets a piece of its neighbours at once, which is a fraction of the round trips.
 //
 // Requests for pages sent already are the normal case (they crossed) and ignored. Once the stream has ended on a
 // connection without preempt channel, so are those for pages that are zero without a look and were left out: the

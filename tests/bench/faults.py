@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a guest waits for a page it touched: a synthetic guest that moves by postcopy from daemon to daemon, its own
 histogram of waits, beside what the machine can do with nothing around it (fault_limit.cpp). Idle: nothing is sent but what
-is asked for. What a guest under QEMU
-waits is in guest_faults.py.
+is asked for. What a guest under QEMU waits is in guest_faults.py.
 """
 
 from __future__ import annotations

@@ -51,9 +51,10 @@ class BorrowedSettings {
 
   // A migration that goes on keeps them, for capabilities cannot change meanwhile.
   Result<void> give_back() {
-    if (!parameters_.empty()) MD_CHECK(client_.execute("migrate-set-parameters", parameters_));
+    // In this order: with mapped-ram on, a codec is refused.
     if (!capabilities_.empty())
       MD_CHECK(client_.execute("migrate-set-capabilities", {{"capabilities", capabilities_}}));
+    if (!parameters_.empty()) MD_CHECK(client_.execute("migrate-set-parameters", parameters_));
     return {};
   }
 

@@ -85,9 +85,11 @@ def by_migrationctl(folder: Path) -> None:
          Migrationd(folder, "target") as target:
         for host, command in ((source, "save"), (target, "load")):
             host.owner()  # answered: it listens
+            host.qmp.execute("migrate-set-parameters", {"multifd-compression": "zlib"})
             subprocess.run([tool, "--socket", host.qmp_path, command, "--direct", "--workers", "3", folder / "saved"],
                            check=True, timeout=30, stdout=subprocess.DEVNULL)
             states = {one["capability"]: one["state"] for one in host.qmp.execute("query-migrate-capabilities")}
             assert not states["multifd"] and not states["mapped-ram"], states
-            assert host.qmp.execute("query-migrate-parameters")["multifd-channels"] == 2
+            parameters = host.qmp.execute("query-migrate-parameters")
+            assert parameters["multifd-channels"] == 2 and parameters["multifd-compression"] == "zlib", parameters
         assert target.owner() == "here"

@@ -22,6 +22,8 @@
 # The five words at offset 4 are patched by guest.py. The words at 0x600 are for the test to read:
 # +0 sweep number, +4 page being worked on, +8 0 or 'E'.
 
+        .include "flat.inc"
+
         .set    SWEEP, 0x600
         .set    PAGE, 0x604
         .set    FAULT, 0x608
@@ -41,26 +43,7 @@ ticks:  .long   1               # timer interrupts to sleep after each sweep; 0:
 every:  .long   1               # sweeps per printed line
 
 real_mode:
-        cli
-        cld
-        xorw    %ax, %ax
-        movw    %ax, %ds
-        lgdtl   gdt_pointer
-        inb     $0x92, %al      # address line 20, for firmware that left it shut
-        orb     $2, %al
-        outb    %al, $0x92
-        movl    %cr0, %eax
-        orb     $1, %al
-        movl    %eax, %cr0
-        ljmpl   $8, $flat_mode
-
-        .code32
-flat_mode:
-        movw    $16, %ax
-        movw    %ax, %ds
-        movw    %ax, %es
-        movw    %ax, %ss
-        movl    $0x7c00, %esp
+        enter_flat_mode
 
         # The local interrupt controller passes the timer's interrupt through: firmware did that, unless it is bios.S.
         movl    $0x1ff, 0xfee000f0
@@ -218,9 +201,7 @@ gdt_pointer:
 idt_pointer:
         .word   TIMER_VECTOR * 8 + 7
         .long   IDT
-gdt:    .quad   0
-        .quad   0x00cf9a000000ffff      # code: base 0, 4 GiB
-        .quad   0x00cf92000000ffff      # data: the same
+        flat_tables
 
         .org    510
         .word   0xaa55

@@ -13,6 +13,8 @@
 # The two words at offset 4 are patched by toucher.py. For the test to read:
 # 0x610 the clock at the last read, 8 bytes; 0x618 reads, modulo 2^32; 0x2000 the histogram, 128 words.
 
+        .include "flat.inc"
+
         .set    CLOCK, 0x610
         .set    READS, 0x618
         .set    HISTOGRAM, 0x2000
@@ -28,26 +30,7 @@ first:  .long   0x100000        # address of the range
 pages:  .long   1024            # its length in pages, a power of two
 
 real_mode:
-        cli
-        cld
-        xorw    %ax, %ax
-        movw    %ax, %ds
-        lgdtl   gdt_pointer
-        inb     $0x92, %al      # address line 20
-        orb     $2, %al
-        outb    %al, $0x92
-        movl    %cr0, %eax
-        orb     $1, %al
-        movl    %eax, %cr0
-        ljmpl   $8, $flat_mode
-
-        .code32
-flat_mode:
-        movw    $16, %ax
-        movw    %ax, %ds
-        movw    %ax, %es
-        movw    %ax, %ss
-        movl    $0x7c00, %esp
+        enter_flat_mode
 
         movl    $HISTOGRAM, %edi
         xorl    %eax, %eax
@@ -120,9 +103,7 @@ print:
 gdt_pointer:
         .word   23
         .long   gdt
-gdt:    .quad   0
-        .quad   0x00cf9a000000ffff      # code: base 0, 4 GiB
-        .quad   0x00cf92000000ffff      # data: the same
+        flat_tables
 
         .org    510
         .word   0xaa55

@@ -56,7 +56,7 @@ class Guest:
 def assembled(name: str, address: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         objfile, binary = f"{folder}/object", f"{folder}/binary"
-        subprocess.run(["as", "--32", "-o", objfile, SOURCES / f"{name}.S"], check=True, timeout=30)
+        subprocess.run(["as", "--32", "-I", SOURCES, "-o", objfile, SOURCES / f"{name}.S"], check=True, timeout=30)
         subprocess.run(["ld", "-m", "elf_i386", "-Ttext", address, "--oformat", "binary", "-o", binary, objfile],
                        check=True, timeout=30)
         return Path(binary).read_bytes()

@@ -69,3 +69,8 @@ TEST_CASE("BackgroundPace.who_asks_now_and_then_is_given_way_to_for_ever") {
     CHECK(pace.wait(now, {start, now}, ++answered) == BackgroundPace::quiet_later);
   }
 }
+
+TEST_CASE("BackgroundPace.what_was_asked_before_a_break_is_not_held_against_it") {
+  BackgroundPace pace(start, 5000);
+  CHECK(pace.wait(start, {start, {}}, 5001) == BackgroundPace::quiet_at_first);
+}
