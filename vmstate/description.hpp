@@ -32,14 +32,19 @@ namespace migrationd::vmstate {
 // Classes of the load order (docs/formats/vmstate.md, "Registration"): higher ones are sent first.
 enum class Priority : std::uint8_t { normal, iommu, pci_bus, virtio_mem, gicv3_its, gicv3 };
 
-using Hook = Result<void> (*)(void* object);
-using LoadHook = Result<void> (*)(void* object, std::uint32_t version);
+struct Description;
+
+// A hook is given its table too, so that one made at run time can keep more than a function (a class derived from
+// Description with a callback and its context).
+using Hook = Result<void> (*)(const Description& table, void* object);
+using LoadHook = Result<void> (*)(const Description& table, void* object, std::uint32_t version);
 
 struct Description {
   std::string_view name;
   std::uint32_t version = 0;          // written; the newest that can be read
   std::uint32_t minimum_version = 0;  // the oldest that can be read
   std::uint64_t owner = 0;            // type_id of the state struct
+  std::size_t object_bytes = 0;       // its size; 0: not known
   std::span<const Field> rows{};
   std::span<const Description* const> parts{};  // subsections, in the order they are written
   Priority priority = Priority::normal;
@@ -55,7 +60,7 @@ struct Description {
 namespace detail {
 
 template <auto Function, class T>
-Result<void> hook(void* object) {
+Result<void> hook(const Description& /*table*/, void* object) {
   T& state = *static_cast<T*>(object);
   if constexpr (std::is_void_v<decltype(std::invoke(Function, state))>) {
     std::invoke(Function, state);
@@ -66,7 +71,7 @@ Result<void> hook(void* object) {
 }
 
 template <auto Function, class T>
-Result<void> load_hook(void* object, std::uint32_t version) {
+Result<void> load_hook(const Description& table, void* object, std::uint32_t version) {
   if constexpr (std::is_invocable_v<decltype(Function), T&, std::uint32_t>) {
     T& state = *static_cast<T*>(object);
     if constexpr (std::is_void_v<decltype(std::invoke(Function, state, version))>) {
@@ -76,7 +81,7 @@ Result<void> load_hook(void* object, std::uint32_t version) {
       return std::invoke(Function, state, version);
     }
   } else {
-    return hook<Function, T>(object);
+    return hook<Function, T>(table, object);
   }
 }
 
@@ -158,6 +163,7 @@ constexpr DescriptionOf<T> describe(std::string_view name, std::uint32_t version
   out.name = name;
   out.version = version;
   out.owner = type_id<T>;
+  out.object_bytes = sizeof(T);
   return out;
 }
 
@@ -172,6 +178,7 @@ enum class TableFault : std::uint8_t {
   field_of_another_struct,
   type_without_operations,
   field_without_elements,
+  field_outside_object,   // its offset, or that of its count, for rows made at run time
   count_after_its_array,  // the count must be loaded before the array is
   minimum_above_version,
   version_negative,  // versions are compared as signed 32-bit numbers
@@ -189,6 +196,22 @@ inline constexpr std::size_t table_subsections = 64;
 
 namespace detail {
 
+// Whether [offset, offset + size * number) lies within an object of `bytes`; 0: not known.
+constexpr bool within(std::size_t bytes, std::size_t offset, std::size_t size, std::size_t number) {
+  if (bytes == 0) return true;
+  return offset <= bytes && (size == 0 || number <= (bytes - offset) / size);
+}
+
+constexpr std::size_t bytes_of(CountType type) {
+  if (type == CountType::none) return 0;
+  return type == CountType::u8 ? 1 : type == CountType::u16 ? 2 : 4;
+}
+
+constexpr bool row_within(const Description& table, const Field& row) {
+  if (!within(table.object_bytes, row.count_offset, bytes_of(row.count_type), 1)) return false;
+  return row.offset == no_offset || within(table.object_bytes, row.offset, row.stride, row.capacity);
+}
+
 constexpr TableFault field_fault(const Description& table, std::size_t at) {
   const Field& row = table.rows[at];
   if (row.name.empty()) return TableFault::field_without_name;
@@ -197,6 +220,7 @@ constexpr TableFault field_fault(const Description& table, std::size_t at) {
   if (row.version > table.version) return TableFault::field_newer_than_description;
   if (!row.has_operations) return TableFault::type_without_operations;
   if (row.capacity == 0) return TableFault::field_without_elements;
+  if (!row_within(table, row)) return TableFault::field_outside_object;
   for (std::size_t other = 0; other < table.rows.size(); ++other) {
     if (other == at) continue;
     const Field& second = table.rows[other];
@@ -247,5 +271,11 @@ constexpr TableFault fault(const Description& table, unsigned depth) {
 
 // Proves a table, its nested structs and its subsections.
 consteval TableFault check(const Description& table) { return detail::fault(table, 0); }
+
+// The same for a table made at run time.
+inline TableFault check_now(const Description& table) { return detail::fault(table, 0); }
+
+// "count_after_its_array".
+std::string_view fault_name(TableFault fault);
 
 }  // namespace migrationd::vmstate

@@ -17,7 +17,7 @@
 // is another member that stands earlier in the table. A predicate (`when`) decides alone about existence and runs
 // on both sides, on the reader's side over the object as far as it is loaded.
 //
-// Pointers, lists and trees will be further shapes of this row: engine and tables do not change for them.
+// Tables can also be made at run time, from byte offsets: vmstate/runtime.hpp.
 //
 // Thread: constants.
 #pragma once
@@ -64,27 +64,44 @@ inline constexpr std::uint64_t type_id = detail::type_hash<T>();
 template <auto Member>
 inline constexpr std::uint64_t member_id = detail::member_hash<Member>();
 
+// A row without storage (unused): neither address nor offset.
+inline constexpr std::size_t no_offset = ~std::size_t{0};
+
+// The type of a count that is reached by its offset.
+enum class CountType : std::uint8_t { none, u8, u16, u32, i32 };
+
 struct Field {
   std::string_view name;
   std::uint32_t version = 0;     // streams of this description version and newer have it
   std::uint64_t owner = 0;       // type_id of the state struct
   const Codec* codec = nullptr;  // null when nested
   const Description* nested = nullptr;
-  void* (*address)(void* object) = nullptr;  // of the first element; null: no storage (unused)
+  void* (*address)(void* object) = nullptr;  // of the first element; null: `offset` says
+  std::size_t offset = no_offset;            // bytes from the object's start, for rows made at run time
   std::size_t stride = 0;                    // bytes from element to element in memory
   std::uint32_t capacity = 1;                // elements in memory; bytes, if count_is_bytes
   std::size_t bytes = 0;                     // wire bytes of one element, for codecs without a length of their own
   bool (*exists)(const void* object, std::uint32_t version) = nullptr;
-  std::int64_t (*count)(const void* object) = nullptr;  // null: always `capacity` elements
-  std::uint64_t member = 0;                             // member_id; 0: unused
-  std::uint64_t count_member = 0;                       // member_id of the one that `count` reads
-  bool count_is_bytes = false;                          // one buffer of `count` bytes
-  bool shared_name = false;                             // another row has the same name, on purpose
+  std::int64_t (*count)(const void* object) = nullptr;  // null: by `count_type`, else always `capacity` elements
+  CountType count_type = CountType::none;               // of the member at `count_offset`, for rows made at run time
+  std::size_t count_offset = 0;
+  std::uint64_t member = 0;        // member_id; 0: unused
+  std::uint64_t count_member = 0;  // member_id of the one that `count` reads
+  bool count_is_bytes = false;     // one buffer of `count` bytes
+  bool shared_name = false;        // another row has the same name, on purpose
   // What the pointers above hold, for check(): see has_codec.
   bool has_operations = false;  // codec or nested
   bool is_nested = false;
   bool is_counted = false;
+  // Free for whoever makes rows at run time; the library does not look at it.
+  const void* context = nullptr;
 };
+
+// The address of a row's first element in `object`; null: the row has no storage.
+inline std::byte* element_address(const Field& row, void* object) {
+  if (row.address != nullptr) return static_cast<std::byte*>(row.address(object));
+  return row.offset != no_offset ? static_cast<std::byte*>(object) + row.offset : nullptr;
+}
 
 namespace detail {
 

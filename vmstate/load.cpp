@@ -30,7 +30,7 @@ Result<void> check_version(const Description& table, std::uint32_t version) {
 
 Result<void> load_row(const Field& row, void* object, ByteReader& in) {
   MD_TRY(const Extent extent, extent_of(row, object));
-  auto* const first = row.address != nullptr ? static_cast<std::byte*>(row.address(object)) : nullptr;
+  std::byte* const first = element_address(row, object);
   for (std::uint32_t i = 0; i < extent.elements; ++i) {
     void* const element = first != nullptr ? first + i * row.stride : nullptr;
     // A plain nested struct has no version on the wire: it is read as our own newest.
@@ -82,7 +82,7 @@ Result<void> load_subsections(const Description& table, void* object, ByteReader
 
 Result<void> load_state(const Description& table, void* object, std::uint32_t version, ByteReader& in) {
   MD_CHECK(check_version(table, version));
-  if (table.before_load != nullptr) MD_CHECK(table.before_load(object, version));
+  if (table.before_load != nullptr) MD_CHECK(table.before_load(table, object, version));
   for (const Field& row : table.rows) {
     if (!present(row, object, version)) continue;
     auto loaded = load_row(row, object, in);
@@ -90,7 +90,7 @@ Result<void> load_state(const Description& table, void* object, std::uint32_t ve
   }
   MD_CHECK(load_subsections(table, object, in));
   if (table.after_load == nullptr) return {};
-  return table.after_load(object, version);
+  return table.after_load(table, object, version);
 }
 
 }  // namespace migrationd::vmstate

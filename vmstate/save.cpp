@@ -15,9 +15,37 @@ bool present(const Field& row, const void* object, std::uint32_t version) {
   return row.exists != nullptr ? row.exists(object, version) : row.version <= version;
 }
 
+namespace {
+
+template <class T>
+std::int64_t count_as(const void* from) {
+  T value{};
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+std::int64_t count_at(const Field& row, const void* object) {
+  const void* const from = static_cast<const std::byte*>(object) + row.count_offset;
+  switch (row.count_type) {
+    case CountType::u8:
+      return count_as<std::uint8_t>(from);
+    case CountType::u16:
+      return count_as<std::uint16_t>(from);
+    case CountType::u32:
+      return count_as<std::uint32_t>(from);
+    case CountType::i32:
+      return count_as<std::int32_t>(from);
+    case CountType::none:
+      break;
+  }
+  return 0;
+}
+
+}  // namespace
+
 Result<Extent> extent_of(const Field& row, const void* object) {
-  if (row.count == nullptr) return Extent{row.capacity, row.bytes};
-  const std::int64_t count = row.count(object);
+  if (row.count == nullptr && row.count_type == CountType::none) return Extent{row.capacity, row.bytes};
+  const std::int64_t count = row.count != nullptr ? row.count(object) : count_at(row, object);
   if (count < 0 || count > row.capacity) {
     return wire_error(fmt::format("count {} is outside 0..{}", count, row.capacity));
   }
@@ -83,7 +111,7 @@ Result<void> save_row(const Description& table, std::size_t at, void* object, By
   auto extent = extent_of(row, object);
   // Here the count is our own, so it is the object that is wrong.
   if (!extent) return machine_error(extent.error().text());
-  auto* const first = row.address != nullptr ? static_cast<std::byte*>(row.address(object)) : nullptr;
+  std::byte* const first = element_address(row, object);
   // Elements of a codec with a fixed length are alike by nature: the first one speaks for all.
   const bool alike_by_nature = row.codec != nullptr && row.codec->wire_bytes != 0 && row.exists == nullptr;
   std::vector<FieldLayout> notes;
@@ -130,12 +158,12 @@ Result<void> save_state(const Description& table, void* object, ByteWriter& out,
     layout->version = table.version;
   }
   if (table.before_save != nullptr) {
-    auto ready = table.before_save(object);
+    auto ready = table.before_save(table, object);
     if (!ready) return std::move(ready).error().with(fmt::format("pre-save failed: {}", table.name));
   }
   auto saved = save_body(table, object, out, layout);
   if (table.after_save != nullptr) {
-    auto after = table.after_save(object);
+    auto after = table.after_save(table, object);
     if (saved && !after) return std::move(after).error().with(fmt::format("post-save failed: {}", table.name));
   }
   return saved;
