@@ -2,20 +2,22 @@
 //
 // The guest protocol (docs/formats/guest-protocol.md): packets between an attached guest and its daemon, as values.
 //
-// One struct per message with encode() and decode() side by side. Pure: no socket, no descriptor. What arrives is proved
-// here as far as it can be without knowing the state of the connection: lengths, ranges of enumerations, names, bounds.
-// Descriptors travel beside a packet; how many belong to it is part of its description (fds_of).
+// One struct per message with encode() and decode() side by side. Pure: no socket, no descriptor. What arrives is
+// proved here as far as it can be without knowing the state of the connection: lengths, ranges of enumerations, names,
+// bounds. Descriptors travel beside a packet; how many belong to it is part of its description (fds_of).
 //
 // Thread: values. Errors: ErrorKind::wire, naming message and member.
 #pragma once
 
 #include "base/bytes.hpp"
+#include "base/limits.hpp"
 #include "base/result.hpp"
 
 #include <array>
 #include <cstdint>
 #include <string>
-#include <variant>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace migrationd::guest {
@@ -31,7 +33,8 @@ inline constexpr std::size_t header_bytes = 8;
 inline constexpr std::size_t guest_blocks = 256;
 inline constexpr std::size_t guest_devices = 4096;
 inline constexpr std::size_t guest_blockers = 64;
-inline constexpr std::size_t text_bytes = 4096;  // of a sentence
+inline constexpr std::size_t text_bytes = 4096;     // of a sentence
+inline constexpr std::uint32_t guest_vcpus = 4096;  // threads that may wait for a page
 
 enum class Type : std::uint16_t {
   hello = 1,
@@ -143,11 +146,19 @@ struct Refusal {
 };
 struct Empty {};  // bodies without bytes
 
-// The packet's header, and the bytes behind it in `in`.
+// "ADD_BLOCK", "reply to WATCH", "refusal"; "message of unknown type" for the rest. A constant.
+const char* name_of(std::uint16_t type) noexcept;
+// Notices have no reply and the serial 0.
+bool is_notice(std::uint16_t type) noexcept;
+
+// The packet's header, and the bytes behind it in `in`. What it returns is of a known type, and has a serial if the
+// type has one; whether it may come now, and from this side, is the connection's business.
 Result<Header> decode_header(ByteReader& in);
 void encode_header(const Header& header, ByteWriter& out);
 
-// decode<Body>() takes all bytes of `body` or fails. `encode` appends.
+// decode<Body>() takes all bytes of `body` or fails. `encode` appends. What it appends is what decode() takes, if names
+// and numbers were proved before; sentences (reason, why) are made fit: cut at text_bytes, control characters and what
+// is not UTF-8 replaced by '?'.
 template <class Body>
 Result<Body> decode(ByteView body);
 template <class Body>
@@ -162,12 +173,19 @@ Bytes packet(std::uint16_t type, std::uint32_t serial, const Body& body) {
   return std::move(out).take();
 }
 
-// Descriptors that belong to a packet from the guest (a request) or to the guest (a reply), at least and at most.
+// Names of blocks, devices and machines: 1 to 255 bytes of printable ASCII.
+bool is_name(std::string_view text) noexcept;
+// Sentences: at most text_bytes of UTF-8 without control characters.
+bool is_sentence(std::string_view text) noexcept;
+
+// Descriptors that belong to a packet of this type as on the wire, at least and at most.
 struct FdCount {
   std::size_t least = 0;
   std::size_t most = 0;
 };
 FdCount fds_of(std::uint16_t type) noexcept;
+// The same for what says itself how many: the memfd, and the bitmap if the tracking has one.
+std::size_t fds_of(const AddBlock& block) noexcept;
 
 // --- state ------------------------------------------------------------------------------------------------------
 struct StateSection {
@@ -179,8 +197,14 @@ struct StateSection {
   std::string description;  // JSON members without braces; empty in LOAD
 };
 
-Bytes encode_state(const std::vector<StateSection>& sections);
-// Bounds: limits::sections, limits::device_state_bytes, limits::description_bytes, names of printable ASCII.
+// Of a state's memfd: all bodies, all descriptions, and what stands around them.
+inline constexpr std::uint64_t state_file_bytes = 8 + limits::sections * (2 + limits::name_bytes + 4 + 4 + 1 + 4 + 4) +
+                                                  limits::device_state_bytes + limits::description_bytes;
+
+// Errors (ErrorKind::limit): a bound of decode_state() exceeded. Names are the caller's to prove.
+Result<Bytes> encode_state(const std::vector<StateSection>& sections);
+// Bounds: limits::sections, limits::device_state_bytes and limits::description_bytes over all sections; ids and
+// descriptions are printable ASCII; no device twice.
 Result<std::vector<StateSection>> decode_state(ByteView bytes);
 
 }  // namespace migrationd::guest
