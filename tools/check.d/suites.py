@@ -114,10 +114,10 @@ def tidy(at: Context) -> Counts:
 FIXED_LAYOUT = ("setarch", "-R")
 
 SANITIZER_ENV = {
-    # Of memmem AddressSanitizer looks at all of the rest for each hit: a search for every hit takes minutes.
+    # Of memmem the sanitizers look at all of the rest for each hit: a search for every hit takes minutes.
     "ASAN_OPTIONS": "intercept_memmem=0:detect_stack_use_after_return=1:strict_string_checks=1:abort_on_error=1",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+    "TSAN_OPTIONS": "intercept_memmem=0:halt_on_error=1:second_deadlock_stack=1",
 }
 
 
