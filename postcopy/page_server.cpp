@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -28,6 +29,12 @@ constexpr std::uint64_t head_start_pages = 16384;
 constexpr auto idle_poll = std::chrono::milliseconds(50);
 
 std::uint64_t end_of(const PageRange& range) noexcept { return range.run.first + range.run.count; }
+
+// By a peer that has what it wants, or one that is gone: the main connection says which. What a network lost is
+// neither.
+bool closed_by_peer(const Error& error) noexcept {
+  return error.sys_errno() == EPIPE || error.sys_errno() == ECONNRESET;
+}
 
 }  // namespace
 
@@ -124,6 +131,10 @@ Result<void> PageServer::serve(const stream::reply::RequestPages& request) {
   const std::lock_guard serving(serving_);
   if (ended_) return {};
   auto sent = answer(*wanted);
+  if (!sent && stream_ended_ && !broke_it() && closed_by_peer(sent.error())) {
+    ended_ = true;
+    return {};
+  }
   if (!sent) return fail(std::move(sent).error());
   if (!*sent) return {};
   counters_.answered.fetch_add(1, std::memory_order_relaxed);
@@ -436,14 +447,18 @@ Result<void> PageServer::end_stream() {
   if (!preempt_) ended_ = true;
   auto ended = PageLane::Turn(main_).end_stream();
   if (!ended) return fail(std::move(ended).error());
+  stream_ended_ = true;
   return {};
 }
 
 Result<void> PageServer::end_preempt() {
   if (!preempt_) return {};
   const std::lock_guard serving(serving_);
+  if (ended_) return {};
   ended_ = true;
-  return PageLane::Turn(*preempt_).end_records();
+  auto marked = PageLane::Turn(*preempt_).end_records();
+  if (!marked && closed_by_peer(marked.error())) return {};
+  return marked;
 }
 
 }  // namespace migrationd::postcopy

@@ -18,6 +18,9 @@
 // Requests for pages sent already are the normal case (they crossed) and ignored. Once the stream has ended on a
 // connection without preempt channel, so are those for pages that are zero without a look and were left out: the
 // destination's memory is whole then, and who waits is woken. With a preempt channel they are answered until its end.
+// A destination that has everything closes that channel itself, and only then says so on the main one. So behind the
+// end of the stream a preempt channel that the peer has closed is no failure: the answer tells, or the main
+// connection's end.
 //
 // A page that cannot be fetched is not sent, and no zero in its place: the connections are broken, the destination
 // pauses, and the error names the page (fail closed). So it is for a request that is no request.
@@ -87,7 +90,8 @@ class PageServer {
   Result<void> stream_rest();
   // Behind everything that was claimed: END and EOF.
   Result<void> end_stream();
-  // The preempt channel's end mark, for who waits for it; no request is answered any more. Nothing without one.
+  // The preempt channel's end mark, for who waits for it and has not closed it; no request is answered any more.
+  // Nothing without one. After end_stream().
   Result<void> end_preempt();
 
   // We ended the connection, not the destination: for a page that could not be fetched, or a request that was none.
@@ -168,7 +172,9 @@ class PageServer {
 
   std::atomic<bool> broke_it_{false};
   std::mutex serving_;
-  bool ended_ = false;  // guarded by serving_
+  // Guarded by serving_:
+  bool stream_ended_ = false;
+  bool ended_ = false;  // no request is answered any more
   std::unique_ptr<Doorbell> bell_;
   std::optional<std::size_t> request_block_;  // of the last request that named one; return path's thread
 };

@@ -29,15 +29,16 @@ MEMORY_MORE = 24 << 20  # what a flood may cost, far below what it brings
 class Victim:
     """A daemon that has handed its running guest over to a destination of ours."""
 
-    def __init__(self, folder: Path, background: int = 0):
+    def __init__(self, folder: Path, background: int = 0, preempt: bool = False):
         self.peer = Destination(folder)
+        self.preempt = preempt
         self.daemon = Migrationd(folder, "source", machine=WHAT)
         self.background = background
         self.folder = folder
 
     def __enter__(self):
         self.daemon.__enter__()
-        self.daemon.capabilities("postcopy-ram")
+        self.daemon.capabilities("postcopy-ram", postcopy_preempt=self.preempt)
         self.daemon.parameters(max_bandwidth=1 << 20, max_postcopy_bandwidth=self.background)
         return self
 
@@ -49,6 +50,8 @@ class Victim:
         self.daemon.migrate(self.peer.address)
         self.daemon.qmp.execute("migrate-start-postcopy")
         self.peer.until_switch()
+        if self.preempt:
+            self.peer.accept_second()
         self.daemon.wait_status("postcopy-active")
 
     def paused(self) -> str:
@@ -306,6 +309,47 @@ def slow_devices(folder: Path) -> None:
         peer.link.settimeout(None)
         peer.say(message(PONG, u32(3)))
         victim.complete()
+
+
+# Behind the end of the stream and the last request; an end mark of a preempt channel is written by then.
+END_MARK_BY = 0.6   # seconds
+
+
+@cases.case("postcopy-hostile/destination/closes-its-preempt-channel-and-takes-its-time", quick=True)
+def closes_preempt_first(folder: Path) -> None:
+    """As every destination does that needs no end mark: the channel is closed, then the memory is given to the guest, and
+    only then comes the word of success. On a busy machine the source's end mark finds the channel closed."""
+    with Victim(folder, preempt=True) as victim:
+        victim.switch()
+        peer = victim.peer
+        peer.read_to_end()
+        peer.second.close()
+        time.sleep(END_MARK_BY)
+        assert victim.daemon.status() == "postcopy-active", victim.daemon.query_migrate()
+        peer.done()
+        victim.daemon.wait_status("completed")
+        assert not peer.missing() and max(peer.copies.values()) == 1
+        victim.proved()
+
+
+@cases.case("postcopy-hostile/destination/goes-away-at-its-end", quick=True)
+def gone_at_the_end(folder: Path) -> None:
+    """Its preempt channel first, and then the main one, without a word: that is a break, and taken up again."""
+    with Victim(folder, preempt=True) as victim:
+        victim.switch()
+        peer = victim.peer
+        peer.read_to_end()
+        peer.second.close()
+        time.sleep(END_MARK_BY)
+        peer.close()
+        assert "closed the connection" in victim.paused()
+        peer.ended = False
+        victim.daemon.migrate(peer.listen(), resume=True)
+        peer.recovered()
+        peer.accept_second()
+        peer.read_to_end()
+        peer.done()
+        victim.daemon.wait_status("completed")
 
 
 # --- sources that lie to our destination in a recovery -----------------------------------------------------------------

@@ -78,6 +78,10 @@ class Destination:
         self.link, _ = self.listener.accept()
         self.buffer, self.at, self.block = b"", 0, ""
 
+    def accept_second(self) -> None:
+        """The source's preempt channel, which it makes at the switch at the latest. What comes on it is not read."""
+        self.second, _ = self.listener.accept()
+
     def close(self) -> None:
         self.link.close()
 

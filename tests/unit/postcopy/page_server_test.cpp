@@ -258,6 +258,55 @@ TEST_CASE("PageServer.with_a_preempt_channel_urgent_pages_go_there_bare_and_late
   CHECK(read_main(story.main).pages.size() == 88);
 }
 
+// It closes that channel when it has everything, and says so afterwards. A request of its last moment, for a page that
+// is zero without a look, may find it closed, and so may the end mark.
+TEST_CASE("PageServer.behind_the_end_a_preempt_channel_that_was_closed_is_no_failure") {
+  const auto find_closed = [](int closed, bool by_a_request) {
+    Story story({{"pc.ram", 100, 1}}, true, true);
+    story.origin.zero_from = 90;
+    REQUIRE(story.stream_rest().has_value());
+    REQUIRE(story.server->end_stream().has_value());
+    story.preempt.write_errno = closed;
+    if (by_a_request) {
+      CHECK(story.server->serve(RequestPages{95 * page_size, page_size, "pc.ram"}).has_value());
+      CHECK(story.server->serve(RequestPages{96 * page_size, page_size, ""}).has_value());
+    }
+    CHECK(story.server->end_preempt().has_value());
+    CHECK_FALSE(story.server->broke_it());
+    CHECK(story.main.shutdowns == 0);
+  };
+  for (const int closed : {EPIPE, ECONNRESET}) {
+    find_closed(closed, false);
+    find_closed(closed, true);
+  }
+}
+
+TEST_CASE("PageServer.a_preempt_channel_that_breaks_before_the_end_breaks_both") {
+  Story story({{"pc.ram", 100, 1}}, true, true);
+  story.preempt.write_errno = EPIPE;
+  REQUIRE_FALSE(story.server->serve(RequestPages{50 * page_size, page_size, "pc.ram"}).has_value());
+  CHECK(story.main.shutdowns == 1);
+  const auto rest = story.server->stream_rest();
+  REQUIRE_FALSE(rest.has_value());
+  CHECK(rest.error().sys_errno() == EPIPE);
+}
+
+TEST_CASE("PageServer.what_the_network_loses_behind_the_end_is_a_failure") {
+  Story story({{"pc.ram", 100, 1}}, true, true);
+  story.origin.zero_from = 90;
+  REQUIRE(story.stream_rest().has_value());
+  REQUIRE(story.server->end_stream().has_value());
+  story.preempt.write_errno = ETIMEDOUT;
+  CHECK_FALSE(story.server->end_preempt().has_value());
+  Story other({{"pc.ram", 100, 1}}, true, true);
+  other.origin.zero_from = 90;
+  REQUIRE(other.stream_rest().has_value());
+  REQUIRE(other.server->end_stream().has_value());
+  other.preempt.write_errno = ETIMEDOUT;
+  CHECK_FALSE(other.server->serve(RequestPages{95 * page_size, page_size, "pc.ram"}).has_value());
+  CHECK(other.main.shutdowns == 1);
+}
+
 TEST_CASE("PageServer.with_the_background_off_only_requests_are_served") {
   Story story({{"pc.ram", 4, 1}});
   story.background = false;

@@ -7,6 +7,7 @@
 #include "transports/channel.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 namespace migrationd::ram::test {
@@ -27,6 +28,7 @@ class MemoryChannel final : public transports::Channel {
     return done;
   }
   Result<void> write(std::span<const iovec> from) override {
+    if (write_errno != 0) return Error::from_errno("write", write_errno);
     for (const iovec& part : from) {
       const auto* const data = static_cast<const std::byte*>(part.iov_base);
       bytes.insert(bytes.end(), data, data + part.iov_len);
@@ -34,7 +36,7 @@ class MemoryChannel final : public transports::Channel {
     ++writes;
     return {};
   }
-  void shutdown() noexcept override {}
+  void shutdown() noexcept override { ++shutdowns; }
   Result<void> finish_writing() override { return {}; }
   bool bidirectional() const noexcept override { return false; }
   bool is_file() const noexcept override { return false; }
@@ -44,6 +46,8 @@ class MemoryChannel final : public transports::Channel {
 
   Bytes bytes;
   int writes = 0;
+  int write_errno = 0;  // of every write from now on; 0: they succeed
+  std::atomic<int> shutdowns = 0;
   bool read_in_pieces = false;  // more than the two that a BufferedReader itself asks for
 
  private:
