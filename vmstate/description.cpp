@@ -25,6 +25,16 @@ std::string_view fault_name(TableFault fault) {
       return "field_without_elements";
     case TableFault::field_outside_object:
       return "field_outside_object";
+    case TableFault::field_never_present:
+      return "field_never_present";
+    case TableFault::bound_too_large:
+      return "bound_too_large";
+    case TableFault::element_version_outside_child:
+      return "element_version_outside_child";
+    case TableFault::element_field_not_read:
+      return "element_field_not_read";
+    case TableFault::struct_version_outside_child:
+      return "struct_version_outside_child";
     case TableFault::count_after_its_array:
       return "count_after_its_array";
     case TableFault::minimum_above_version:
@@ -41,6 +51,8 @@ std::string_view fault_name(TableFault fault) {
       return "too_many_subsections";
     case TableFault::subsection_above_top_level:
       return "subsection_above_top_level";
+    case TableFault::property_twice:
+      return "property_twice";
     case TableFault::nested_too_deep:
       return "nested_too_deep";
   }

@@ -19,7 +19,9 @@
 // Thread: constants.
 #pragma once
 
+#include "base/bytes.hpp"
 #include "vmstate/field.hpp"
+#include "vmstate/property.hpp"
 
 #include <cstdint>
 #include <functional>
@@ -32,12 +34,12 @@ namespace migrationd::vmstate {
 // Classes of the load order (docs/formats/vmstate.md, "Registration"): higher ones are sent first.
 enum class Priority : std::uint8_t { normal, iommu, pci_bus, virtio_mem, gicv3_its, gicv3 };
 
-struct Description;
-
 // A hook is given its table too, so that one made at run time can keep more than a function (a class derived from
 // Description with a callback and its context).
 using Hook = Result<void> (*)(const Description& table, void* object);
 using LoadHook = Result<void> (*)(const Description& table, void* object, std::uint32_t version);
+// Reads a version that the table does not know any more.
+using OldLoader = Result<void> (*)(const Description& table, void* object, std::uint32_t version, ByteReader& in);
 
 struct Description {
   std::string_view name;
@@ -55,6 +57,12 @@ struct Description {
   Hook after_save = nullptr;
   LoadHook before_load = nullptr;
   LoadHook after_load = nullptr;
+  // Versions from minimum_version_old on, below minimum_version, go to load_old and nothing else of the table.
+  std::uint32_t minimum_version_old = 0;
+  OldLoader load_old = nullptr;
+  // Whether the guest still has to release the device (top level): a migration waits for it before its first byte.
+  bool (*unplug_pending)(const void* object) = nullptr;
+  std::span<const Property> properties{};  // what a machine version may switch
 };
 
 namespace detail {
@@ -83,6 +91,11 @@ Result<void> load_hook(const Description& table, void* object, std::uint32_t ver
   } else {
     return hook<Function, T>(table, object);
   }
+}
+
+template <auto Function, class T>
+Result<void> old_loader(const Description& /*table*/, void* object, std::uint32_t version, ByteReader& in) {
+  return std::invoke(Function, *static_cast<T*>(object), version, in);
 }
 
 template <auto Predicate, class T>
@@ -123,6 +136,25 @@ struct DescriptionOf : Description {
   constexpr DescriptionOf sent_early() const {
     DescriptionOf out = *this;
     out.early = true;
+    return out;
+  }
+  constexpr DescriptionOf with_properties(std::span<const Property> list) const {
+    DescriptionOf out = *this;
+    out.properties = list;
+    return out;
+  }
+  // `Function`, callable with (T&, u32 version, ByteReader&), reads the versions from `oldest` to below the minimum.
+  template <auto Function>
+  constexpr DescriptionOf old_versions_from(std::uint32_t oldest) const {
+    DescriptionOf out = *this;
+    out.minimum_version_old = oldest;
+    out.load_old = &detail::old_loader<Function, T>;
+    return out;
+  }
+  template <auto Predicate>
+  constexpr DescriptionOf unplug_pending_if() const {
+    DescriptionOf out = *this;
+    out.unplug_pending = &detail::needed<Predicate, T>;
     return out;
   }
   template <auto Predicate>
@@ -178,7 +210,12 @@ enum class TableFault : std::uint8_t {
   field_of_another_struct,
   type_without_operations,
   field_without_elements,
-  field_outside_object,   // its offset, or that of its count, for rows made at run time
+  field_outside_object,           // its offset, or that of its count, for rows made at run time
+  field_never_present,            // `until` is below `since`, or below the oldest version that can be read
+  bound_too_large,                // what a loader may make of it is above table_allocation_bytes
+  element_version_outside_child,  // elements of lists, trees and views are read as the field's version
+  element_field_not_read,         // and so a field of theirs would be written and not be read
+  struct_version_outside_child,
   count_after_its_array,  // the count must be loaded before the array is
   minimum_above_version,
   version_negative,  // versions are compared as signed 32-bit numbers
@@ -186,13 +223,16 @@ enum class TableFault : std::uint8_t {
   subsection_name_not_prefixed,
   subsection_twice,
   too_many_subsections,
-  subsection_above_top_level,  // priority, early and unmigratable belong to the top level
+  subsection_above_top_level,  // priority, early, unmigratable and properties belong to the top level
+  property_twice,
   nested_too_deep,
 };
 
 inline constexpr std::size_t table_name_bytes = 127;
 inline constexpr unsigned table_depth = 16;
 inline constexpr std::size_t table_subsections = 64;
+// What one field may make a loader allocate: a quarter of all the device state a stream may hold.
+inline constexpr std::size_t table_allocation_bytes = std::size_t{64} << 20;
 
 namespace detail {
 
@@ -207,9 +247,47 @@ constexpr std::size_t bytes_of(CountType type) {
   return type == CountType::u8 ? 1 : type == CountType::u16 ? 2 : 4;
 }
 
+// Where the elements hang off a member, its size is all there is to prove: a pointer at the least.
 constexpr bool row_within(const Description& table, const Field& row) {
   if (!within(table.object_bytes, row.count_offset, bytes_of(row.count_type), 1)) return false;
-  return row.offset == no_offset || within(table.object_bytes, row.offset, row.stride, row.capacity);
+  if (row.offset == no_offset) return true;
+  const bool outside = row.loader_allocates || row.is_outside || row.shape->kind == ShapeKind::sequence ||
+                       row.shape->kind == ShapeKind::tree || row.shape->kind == ShapeKind::view;
+  if (outside) return within(table.object_bytes, row.offset, row.shape->kind == ShapeKind::view ? 0 : sizeof(void*), 1);
+  if (row.is_bitmap) {
+    const std::size_t bits = row.is_counted ? row.capacity : row.bytes;
+    return within(table.object_bytes, row.offset, sizeof(std::uint64_t), bitmap_words(bits));
+  }
+  return within(table.object_bytes, row.offset, row.stride, row.capacity);
+}
+
+// Elements of lists, trees and views are written as the child's newest version and read as the field's: every field of
+// theirs has to be there in both.
+constexpr TableFault read_as_fault(const Description& child, std::uint32_t version) {
+  if (version > child.version || version < child.minimum_version) return TableFault::element_version_outside_child;
+  for (const Field& row : child.rows) {
+    if (row.has_predicate) continue;
+    const bool written = row.version <= child.version && child.version <= row.last_version;
+    const bool read = row.version <= version && version <= row.last_version;
+    if (written != read) return TableFault::element_field_not_read;
+  }
+  return TableFault::none;
+}
+
+constexpr TableFault shape_fault(const Field& row) {
+  const ShapeKind kind = row.shape->kind;
+  const bool makes = row.loader_allocates || kind == ShapeKind::sequence || kind == ShapeKind::tree;
+  const std::size_t each = row.is_bitmap ? 1 : row.stride;
+  if (makes && each != 0 && row.capacity > table_allocation_bytes / each) return TableFault::bound_too_large;
+  if (row.is_versioned &&
+      (row.struct_version > row.nested->version || row.struct_version < row.nested->minimum_version)) {
+    return TableFault::struct_version_outside_child;
+  }
+  if (kind != ShapeKind::sequence && kind != ShapeKind::tree && kind != ShapeKind::view) return TableFault::none;
+  if (row.has_key) {
+    if (const TableFault found = read_as_fault(*row.key, row.version); found != TableFault::none) return found;
+  }
+  return row.is_nested ? read_as_fault(*row.nested, row.version) : TableFault::none;
 }
 
 constexpr TableFault field_fault(const Description& table, std::size_t at) {
@@ -219,8 +297,13 @@ constexpr TableFault field_fault(const Description& table, std::size_t at) {
   if (row.owner != table.owner) return TableFault::field_of_another_struct;
   if (row.version > table.version) return TableFault::field_newer_than_description;
   if (!row.has_operations) return TableFault::type_without_operations;
-  if (row.capacity == 0) return TableFault::field_without_elements;
+  if (row.last_version < row.version || row.last_version < table.minimum_version) {
+    return TableFault::field_never_present;
+  }
+  // Only a validation has no elements.
+  if ((row.capacity == 0 && !row.must_exist) || row.count_factor == 0) return TableFault::field_without_elements;
   if (!row_within(table, row)) return TableFault::field_outside_object;
+  if (const TableFault found = shape_fault(row); found != TableFault::none) return found;
   for (std::size_t other = 0; other < table.rows.size(); ++other) {
     if (other == at) continue;
     const Field& second = table.rows[other];
@@ -240,7 +323,7 @@ constexpr TableFault subsection_fault(const Description& table, std::size_t at, 
   if (part.name.size() <= table.name.size() || part.name.substr(0, table.name.size()) != table.name) {
     return TableFault::subsection_name_not_prefixed;
   }
-  if (part.priority != Priority::normal || part.early || part.unmigratable) {
+  if (part.priority != Priority::normal || part.early || part.unmigratable || !part.properties.empty()) {
     return TableFault::subsection_above_top_level;
   }
   for (std::size_t other = 0; other < at; ++other) {
@@ -257,8 +340,16 @@ constexpr TableFault fault(const Description& table, unsigned depth) {
   if (table.minimum_version > table.version) return TableFault::minimum_above_version;
   for (std::size_t at = 0; at < table.rows.size(); ++at) {
     if (const TableFault found = field_fault(table, at); found != TableFault::none) return found;
+    if (table.rows[at].has_key) {
+      if (const TableFault found = fault(*table.rows[at].key, depth + 1); found != TableFault::none) return found;
+    }
     if (!table.rows[at].is_nested) continue;
     if (const TableFault found = fault(*table.rows[at].nested, depth + 1); found != TableFault::none) return found;
+  }
+  for (std::size_t at = 0; at < table.properties.size(); ++at) {
+    for (std::size_t other = 0; other < at; ++other) {
+      if (table.properties[other].name == table.properties[at].name) return TableFault::property_twice;
+    }
   }
   if (table.parts.size() > table_subsections) return TableFault::too_many_subsections;
   for (std::size_t at = 0; at < table.parts.size(); ++at) {

@@ -13,6 +13,9 @@
 //         vmstate::structure<&Clock::zone>("zone", zone_description),
 //     };
 //
+// Here are the rows whose elements lie in the object; pointers, allocated arrays, lists, trees, views and the rest are
+// in vmstate/shapes.hpp.
+//
 // What is not on the wire (docs/formats/vmstate.md): names, counts, and whether a field is there at all. A count
 // is another member that stands earlier in the table. A predicate (`when`) decides alone about existence and runs
 // on both sides, on the reader's side over the object as far as it is loaded.
@@ -22,6 +25,7 @@
 // Thread: constants.
 #pragma once
 
+#include "vmstate/shape.hpp"
 #include "vmstate/types.hpp"
 
 #include <array>
@@ -70,34 +74,65 @@ inline constexpr std::size_t no_offset = ~std::size_t{0};
 // The type of a count that is reached by its offset.
 enum class CountType : std::uint8_t { none, u8, u16, u32, i32 };
 
+// Every version from `Field::version` on.
+inline constexpr std::uint32_t every_version = 0x7fffffff;
+
 struct Field {
   std::string_view name;
-  std::uint32_t version = 0;     // streams of this description version and newer have it
-  std::uint64_t owner = 0;       // type_id of the state struct
+  std::uint32_t version = 0;                   // streams of this description version and newer have it
+  std::uint32_t last_version = every_version;  // and newer ones than this no longer
+  std::uint64_t owner = 0;                     // type_id of the state struct
+
+  // What an element is.
   const Codec* codec = nullptr;  // null when nested
   const Description* nested = nullptr;
-  void* (*address)(void* object) = nullptr;  // of the first element; null: `offset` says
+  const Description* key = nullptr;  // tree: the key's description; null: a u64
+  std::uint32_t struct_version = 0;  // of a nested struct with a version of its own
+  std::string_view type_name;        // in the description, for shapes that choose it (qtailq, qlist)
+  std::string_view hint;             // what a user can do when an "equal" differs
+
+  // Where the elements are.
+  const Shape* shape = &shape::flat;
+  void* (*address)(void* object) = nullptr;  // of the member; null: `offset` says
   std::size_t offset = no_offset;            // bytes from the object's start, for rows made at run time
-  std::size_t stride = 0;                    // bytes from element to element in memory
-  std::uint32_t capacity = 1;                // elements in memory; bytes, if count_is_bytes
-  std::size_t bytes = 0;                     // wire bytes of one element, for codecs without a length of their own
+  std::size_t start = 0;                     // bytes from element 0 to the first one sent (parts of arrays)
+  const Storage* storage = nullptr;          // how the elements hang off the member; null: they are there
+  const Storage* slot = nullptr;             // pointers: how the element hangs off one slot
+  const SequenceOperations* sequence = nullptr;
+  const TreeOperations* tree = nullptr;
+  const ViewOperations* view = nullptr;
+  std::size_t stride = 0;      // bytes from element (or slot) to element in memory
+  std::uint32_t capacity = 1;  // elements in memory; bytes, if count_is_bytes; bits, if is_bitmap
+  std::size_t bytes = 0;       // wire bytes of one element, for codecs without a length of their own; bits of a bitmap
+
+  // How many there are, and whether at all.
   bool (*exists)(const void* object, std::uint32_t version) = nullptr;
   std::int64_t (*count)(const void* object) = nullptr;  // null: by `count_type`, else always `capacity` elements
   CountType count_type = CountType::none;               // of the member at `count_offset`, for rows made at run time
   std::size_t count_offset = 0;
+  std::uint32_t count_factor = 1;  // elements per count
   std::uint64_t member = 0;        // member_id; 0: unused
   std::uint64_t count_member = 0;  // member_id of the one that `count` reads
   bool count_is_bytes = false;     // one buffer of `count` bytes
+  bool is_bitmap = false;          // `count` or `bytes` are bits
   bool shared_name = false;        // another row has the same name, on purpose
+  bool must_exist = false;         // absence is an error
+
   // What the pointers above hold, for check(): see has_codec.
   bool has_operations = false;  // codec or nested
   bool is_nested = false;
+  bool has_key = false;
+  bool has_predicate = false;
   bool is_counted = false;
+  bool is_versioned = false;      // nested, with struct_version
+  bool is_outside = false;        // storage: the elements are not in the object
+  bool loader_allocates = false;  // storage->make
   // Free for whoever makes rows at run time; the library does not look at it.
   const void* context = nullptr;
 };
 
-// The address of a row's first element in `object`; null: the row has no storage.
+// The address of a row's member in `object` (its first element, where no Storage stands between); null: the row has
+// no storage.
 inline std::byte* element_address(const Field& row, void* object) {
   if (row.address != nullptr) return static_cast<std::byte*>(row.address(object));
   return row.offset != no_offset ? static_cast<std::byte*>(object) + row.offset : nullptr;
@@ -176,11 +211,30 @@ struct FieldOf : Field {
     out.version = added;
     return out;
   }
+  // Streams newer than this version of the description no longer have it.
+  constexpr FieldOf until(std::uint32_t last) const {
+    FieldOf out = *this;
+    out.last_version = last;
+    return out;
+  }
+  // The array has `factor` elements for each one counted.
+  constexpr FieldOf times(std::uint32_t factor) const {
+    FieldOf out = *this;
+    out.count_factor = factor;
+    return out;
+  }
+  // Where the predicate says that it is not there, the state is refused.
+  constexpr FieldOf required() const {
+    FieldOf out = *this;
+    out.must_exist = true;
+    return out;
+  }
   // `Predicate` decides alone about existence: callable with (const Owner&[, u32 version]), returns bool.
   template <auto Predicate>
   constexpr FieldOf when() const {
     FieldOf out = *this;
     out.exists = &detail::predicate<Predicate, Owner>;
+    out.has_predicate = true;
     return out;
   }
   // Says that the name stands more than once in the table on purpose (one field in several widths, chosen by
@@ -221,7 +275,7 @@ constexpr FieldOf<OwnerOf<Member>> counted_row(std::string_view name) {
 
 }  // namespace detail
 
-// An integer, a bool, or a fixed array (of any rank, row by row) of them.
+// An integer, a bool, a double, a timer, or a fixed array (of any rank, row by row) of them.
 template <auto Member>
 constexpr auto field(std::string_view name) {
   auto out = detail::row<Member>(name);

@@ -13,6 +13,15 @@
 namespace migrationd::vmstate {
 namespace {
 
+// A version below the minimum that the device still has a reader for. That reader is all there is: no hooks, no fields,
+// no subsections.
+bool wants_old_loader(const Description& table, std::uint32_t version) {
+  if (table.load_old == nullptr) return false;
+  const auto incoming = static_cast<std::int32_t>(version);
+  return incoming >= static_cast<std::int32_t>(table.minimum_version_old) &&
+         incoming < static_cast<std::int32_t>(table.minimum_version);
+}
+
 Result<void> check_version(const Description& table, std::uint32_t version) {
   const auto incoming = static_cast<std::int32_t>(version);
   const auto newest = static_cast<std::int32_t>(table.version);
@@ -24,21 +33,6 @@ Result<void> check_version(const Description& table, std::uint32_t version) {
   if (incoming < oldest) {
     return wire_error(fmt::format("{}: incoming version_id {} is too old for local minimum version_id  {}", table.name,
                                   incoming, oldest));
-  }
-  return {};
-}
-
-Result<void> load_row(const Field& row, void* object, ByteReader& in) {
-  MD_TRY(const Extent extent, extent_of(row, object));
-  std::byte* const first = element_address(row, object);
-  for (std::uint32_t i = 0; i < extent.elements; ++i) {
-    void* const element = first != nullptr ? first + i * row.stride : nullptr;
-    // A plain nested struct has no version on the wire: it is read as our own newest.
-    auto loaded = row.nested != nullptr ? load_state(*row.nested, element, row.nested->version, in)
-                                        : row.codec->load(element, extent.bytes, in);
-    if (loaded) continue;
-    if (extent.elements == 1) return loaded;
-    return std::move(loaded).error().with(fmt::format("element {}", i));
   }
   return {};
 }
@@ -81,11 +75,15 @@ Result<void> load_subsections(const Description& table, void* object, ByteReader
 }  // namespace
 
 Result<void> load_state(const Description& table, void* object, std::uint32_t version, ByteReader& in) {
+  if (wants_old_loader(table, version)) return table.load_old(table, object, version, in);
   MD_CHECK(check_version(table, version));
   if (table.before_load != nullptr) MD_CHECK(table.before_load(table, object, version));
   for (const Field& row : table.rows) {
-    if (!present(row, object, version)) continue;
-    auto loaded = load_row(row, object, in);
+    if (!present(row, object, version)) {
+      if (!row.must_exist) continue;
+      return wire_error(fmt::format("Input validation failed: {}/{}", table.name, row.name));
+    }
+    auto loaded = row.shape->load(row, object, in);
     if (!loaded) return std::move(loaded).error().with(fmt::format("Failed to load {}:{}", table.name, row.name));
   }
   MD_CHECK(load_subsections(table, object, in));

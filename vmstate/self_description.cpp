@@ -41,7 +41,12 @@ std::string field_json(const FieldLayout& field) {
   if (field.array_length > 1) out += fmt::format(", \"array_len\": {}", field.array_length);
   if (field.index) out += fmt::format(", \"index\": {}", *field.index);
   out += ", \"type\": " + json_string(field.type);
-  if (!field.nested.empty()) out += ", \"struct\": {" + json_members(field.nested.front()) + "}";
+  // Views and structs with a version of their own have their members directly in the field.
+  if (!field.nested.empty() && field.type == "struct") {
+    out += ", \"struct\": {" + json_members(field.nested.front()) + "}";
+  } else if (!field.nested.empty()) {
+    out += ", " + json_members(field.nested.front());
+  }
   out += fmt::format(", \"size\": {}}}", field.size);
   return out;
 }

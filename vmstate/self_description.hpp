@@ -38,7 +38,7 @@ struct FieldLayout {
   std::uint64_t size = 0;              // bytes of one element, its subsections included
   std::uint32_t array_length = 0;      // > 1: stands for so many equal elements
   std::optional<std::uint32_t> index;  // element of an array that could not be compressed
-  std::vector<Layout> nested;          // the struct's layout when type is "struct": exactly one, else empty
+  std::vector<Layout> nested;          // of a struct, vstruct or tmp: its layout, exactly one; else empty
 
   bool operator==(const FieldLayout& other) const;
 };

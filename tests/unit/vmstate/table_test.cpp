@@ -3,9 +3,10 @@
 // The compile-time proof of tables. Every line here is decided by the compiler; the test cases only give the
 // facts a name in the report.
 #include "tests/unit/catch.hpp"
-#include "tests/unit/vmstate/everything.hpp"
+#include "tests/unit/vmstate/every_shape.hpp"
 
 using namespace migrationd::vmstate;
+using migrationd::vmstate::test::Shapes;
 
 namespace {
 
@@ -57,6 +58,46 @@ struct Holder {
 };
 constexpr auto broken_lamp = describe<Lamp>("lamp", 2).fields(newer);
 constexpr auto nested_broken = table(structure<&Holder::lamp>("lamp", broken_lamp));
+
+// --- shapes ----------------------------------------------------------------------------------------------
+struct Child {
+  std::uint32_t old = 0;
+  std::uint32_t added = 0;
+};
+constexpr auto child_fields = table(field<&Child::old>("old"), field<&Child::added>("added").since(2));
+constexpr auto child = describe<Child>("child", 2).fields(child_fields);
+constexpr auto child_of_2 = child.readable_from(2);
+struct Shelf {
+  std::uint32_t count = 0;
+  std::vector<std::uint64_t> words;
+  std::list<Child> list;
+  Child one;
+  bool fine() const { return true; }
+};
+constexpr auto unread = table(queue<&Shelf::list>("list", child, 4));
+constexpr auto read_as_2 = table(queue<&Shelf::list>("list", child, 4).since(2));
+constexpr auto read_as_1 = table(queue<&Shelf::list>("list", child_of_2, 4).since(1));
+constexpr auto too_much = table(allocated<&Shelf::words, &Shelf::count>("words", 0x10000000));
+constexpr auto no_bound = table(allocated<&Shelf::words, &Shelf::count>("words", 0));
+constexpr auto no_factor = table(allocated<&Shelf::words, &Shelf::count>("words", 8).times(0));
+constexpr auto struct_3 = table(versioned_structure<&Shelf::one>("one", child, 3));
+constexpr auto over = table(field<&Shelf::count>("count").since(2).until(1));
+constexpr auto long_gone = table(field<&Shelf::count>("count").until(1));
+constexpr auto validated = table(validate<Shelf, &Shelf::fine>("fine"));
+constexpr auto many_bits = table(bitmap<&Shapes::fixed_map>("map", 129));
+constexpr auto shelf = describe<Shelf>("shelf", 3);
+static_assert(check(shelf.fields(unread)) == TableFault::element_field_not_read);
+static_assert(check(shelf.fields(read_as_2)) == TableFault::none);
+static_assert(check(shelf.fields(read_as_1)) == TableFault::element_version_outside_child);
+static_assert(check(shelf.fields(too_much)) == TableFault::bound_too_large);
+static_assert(check(shelf.fields(no_bound)) == TableFault::field_without_elements);
+static_assert(check(shelf.fields(no_factor)) == TableFault::field_without_elements);
+static_assert(check(shelf.fields(struct_3)) == TableFault::struct_version_outside_child);
+static_assert(check(shelf.fields(over)) == TableFault::field_never_present);
+static_assert(check(shelf.fields(long_gone)) == TableFault::none);
+static_assert(check(shelf.fields(long_gone).readable_from(2)) == TableFault::field_never_present);
+static_assert(check(shelf.fields(validated)) == TableFault::none);
+static_assert(check(describe<Shapes>("shapes", 1).fields(many_bits)) == TableFault::field_without_elements);
 
 // 128 characters: one more than a reader must take.
 constexpr std::string_view long_name =
