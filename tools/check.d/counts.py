@@ -16,7 +16,7 @@ CATCH_OK = re.compile(r"All tests passed \(.* in (\d+) test cases?\)")
 CATCH_CASES = re.compile(r"^test cases:\s+(\d+)(.*)$", re.MULTILINE)
 # Catch2 of Debian 12 cannot skip: a case that cannot run here warns, once, and ends ("skipped in part" is a pass).
 CATCH_SKIP = re.compile(r"warning:\n\s+skipped: (.+)$", re.MULTILINE)
-SKIP_LINE = re.compile(r"^skip(?:ped)?[: ]\s*(.+)$", re.MULTILINE | re.IGNORECASE)
+SKIP_LINE = re.compile(r"^ *skip(?:ped)?[: ]\s*(.+)$", re.MULTILINE | re.IGNORECASE)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 MESON_SKIP = 77
 
