@@ -15,9 +15,6 @@ using namespace std::chrono_literals;
 
 // Behind the main channel's end: between two looks whether the last urgent page has come.
 constexpr auto link_look = 1ms;
-// A source that writes an end mark on the urgent channel does so right behind the main channel's end, and should not
-// find it closed. QEMU 10.0's newer machines write none.
-constexpr auto end_mark_wait = 100ms;
 
 }  // namespace
 
@@ -61,7 +58,8 @@ void PageReceiver::listen_preempt() {
 std::optional<Result<void>> PageReceiver::verdict() const {
   if (main_end_ && !*main_end_) return main_end_;
   const bool main_ended = main_end_.has_value();
-  const bool patient = main_ended && !preempt_end_ && std::chrono::steady_clock::now() < main_ended_at_ + end_mark_wait;
+  const bool patient =
+      main_ended && !preempt_end_ && std::chrono::steady_clock::now() < main_ended_at_ + parts_.mark_wait;
   if (main_ended && !preempt_) return Result<void>();
   if (main_ended && !patient && parts_.pages.outstanding() == 0) return Result<void>();
   if (!preempt_end_) return std::nullopt;

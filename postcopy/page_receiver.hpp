@@ -7,6 +7,10 @@
 // was asked for is outstanding or that channel's end mark came: urgent pages may arrive behind the main EOF, and who
 // waits for one must not be told that it is zero (docs/spec/postcopy.md section 10.3).
 //
+// A source that writes an end mark should not find the channel closed: it could take the link for broken, and nobody is
+// left to recover it with. So the mark is waited for as long as it may take where one is due, and for a moment where
+// that is not known.
+//
 // The first thing that goes wrong on either channel ends both, and is what wait() returns.
 //
 // Thread: constructed, waited for and destroyed by the mover. The channels may be shut down by anybody.
@@ -27,6 +31,11 @@ namespace migrationd::postcopy {
 
 class PageReceiver {
  public:
+  // Behind the main channel's end: for a mark that may come (of a source like ours), and for one that is due, on a busy
+  // machine.
+  static constexpr std::chrono::milliseconds short_mark_wait{100};
+  static constexpr std::chrono::milliseconds long_mark_wait{5000};
+
   struct Parts {
     transports::BufferedReader& main;
     transports::BufferedReader* preempt;  // null: there is none
@@ -36,6 +45,7 @@ class PageReceiver {
     ReturnChannel& return_channel;
     IntakeCounters& counters;
     std::uint32_t ram_section_id;
+    std::chrono::milliseconds mark_wait = short_mark_wait;
   };
   // All of the parts outlive it.
   static Result<std::unique_ptr<PageReceiver>> start(const Parts& parts);

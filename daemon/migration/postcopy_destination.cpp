@@ -3,6 +3,7 @@
 
 #include "base/log.hpp"
 #include "daemon/migration/incoming_gate.hpp"
+#include "daemon/migration/multifd_rules.hpp"
 #include "ram/decode_next.hpp"
 
 #include <fmt/format.h>
@@ -175,8 +176,13 @@ Result<void> PostcopyDestination::listen() {
 Result<void> PostcopyDestination::start_receiving() {
   if (link_.preempt) link_.preempt_reader = std::make_unique<transports::BufferedReader>(*link_.preempt);
   control_.watch(link_.preempt ? std::vector{link_.main.get(), link_.preempt.get()} : std::vector{link_.main.get()});
+  // 10.3: QEMU writes an end mark with machines up to 7.2.
+  const auto version = machine_version(machine_->configuration().machine_name);
+  const bool mark_due = version && *version <= MachineVersion{7, 2};
   MD_TRY(pages_reader_, postcopy::PageReceiver::start({*link_.reader, link_.preempt_reader.get(), *pages_, placed_,
-                                                       *placer_, *return_channel_, counters_, ram_section_id_}));
+                                                       *placer_, *return_channel_, counters_, ram_section_id_,
+                                                       mark_due ? postcopy::PageReceiver::long_mark_wait
+                                                                : postcopy::PageReceiver::short_mark_wait}));
   if (guest_memory_ == nullptr) {
     MD_TRY(puller_, postcopy::PagePuller::start(*pages_, *return_channel_));
   }

@@ -62,8 +62,8 @@ class PostcopySource final : public PostcopyListener {
   // Whether the second connection is made right behind the first (10.1: for a destination that may be QEMU 7.2).
   bool preempt_at_once() const noexcept;
 
-  // Before the machine is stopped. The destination has taken all that was sent: a refusal of ours blocks, say, comes in
-  // time. Then the second connection is made, where it is still missing.
+  // Before the machine is stopped, where postcopy was asked for by then. The destination has taken all that was sent: a
+  // refusal of our blocks, say, comes in time. Then the second connection is made, where it is still missing.
   Result<void> prepare(SourceLink& link, transports::OutgoingTarget& target);
   // The machine is stopped; `lacking` is what the destination has not, or has stale. `nothing_sent`: it had no page at
   // all. True: the package was tried, and the machine is the peer's, whatever the result.

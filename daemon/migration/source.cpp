@@ -76,7 +76,7 @@ Result<void> MigrationSource::run_phases() {
   MD_CHECK(iterate());
   MD_CHECK(stop_machine());
   MD_CHECK(wait_in_pre_switchover());
-  if (postcopy_ && postcopy_control_.wanted()) return go_by_postcopy();
+  if (postcopy_ && postcopy_control_.wanted()) return go_by_postcopy();  // also when that was said a moment ago
   MD_CHECK(send_rest());
   MD_CHECK(send_devices());
   MD_CHECK(send_end());
@@ -223,11 +223,16 @@ Result<bool> MigrationSource::postcopy_is_due() {
     if (return_path_->answer() != PeerAnswer::none) return return_path_->why();
     if (!stop_.sleep_for(acknowledge_poll)) return cancelled_error();
   }
+  MD_CHECK(prepare_postcopy());
+  return true;
+}
+
+Result<void> MigrationSource::prepare_postcopy() {
   SourceLink link = lend_link();
   auto prepared = postcopy_->prepare(link, target_);
   take_back(std::move(link));
-  if (!prepared) return std::move(prepared).error();
-  return true;
+  postcopy_prepared_ = prepared.has_value();
+  return prepared;
 }
 
 SourceLink MigrationSource::lend_link() {
@@ -248,6 +253,9 @@ void MigrationSource::take_back(SourceLink link) {
 
 // From the commit in hand_over() on the machine is the peer's.
 Result<void> MigrationSource::go_by_postcopy() {
+  // Asked for when the machine stood still already: a destination that waits for the second connection would wait in
+  // vain.
+  if (!postcopy_prepared_) MD_CHECK(prepare_postcopy());
   MD_TRY(ram::DirtyBitmaps lacking, sender_->freeze());
   auto devices = machine_.save_devices(run_control_.outgoing_state_name());
   if (!devices) return std::move(devices).error().with("save devices");

@@ -82,6 +82,7 @@ class MigrationSource {
   Result<void> iterate();
   // Postcopy was asked for, and the machine may be stopped.
   Result<bool> postcopy_is_due();
+  Result<void> prepare_postcopy();
   Result<void> go_by_postcopy();
   SourceLink lend_link();
   void take_back(SourceLink link);
@@ -115,6 +116,7 @@ class MigrationSource {
   std::unique_ptr<transports::Channel> channel_;
   std::unique_ptr<transports::Channel> preempt_;  // made at once
   std::unique_ptr<PostcopySource> postcopy_;      // before what its thread of the return path listens with
+  bool postcopy_prepared_ = false;
   // mapped-ram: the same channel, and the file's descriptor for pages.
   transports::SeekableChannel* file_ = nullptr;
   UniqueFd page_fd_;

@@ -79,6 +79,26 @@ for _name, _options in {"after-a-part": {"after": 20 << 20}, "64-mib-per-s": {"l
               quick=_name == "preempt")
 
 
+def asked_for_late(folder: Path, preempt: bool) -> None:
+    """migrate-start-postcopy once the machine stands still already: it goes by postcopy all the same, at once."""
+    with Pair(folder, rate=2, preempt=preempt) as pair:
+        pair.source.capabilities(pause_before_switchover=True)
+        uri = f"unix:{folder}/move.sock"
+        pair.target.incoming(uri)
+        pair.source.migrate(uri)
+        pair.source.wait_status("pre-switchover")
+        pair.source.qmp.execute("migrate-start-postcopy")
+        pair.source.qmp.execute("migrate-continue", {"state": "pre-switchover"})
+        pair.arrived()
+        pair.target.qmp.poll_events()
+        assert "postcopy-active" in pair.target.qmp.event_names(), pair.target.qmp.event_names()
+
+
+for _preempt in (False, True):
+    cases.add(f"postcopy-pair/asked-for-when-it-stands-still/{'preempt' if _preempt else 'one-channel'}",
+              lambda folder, preempt=_preempt: asked_for_late(folder, preempt), quick=_preempt)
+
+
 def broken(folder: Path, breaks: int, seed: int = 3, **options) -> None:
     """Broken again and again by either side at a random moment, and taken up over another address."""
     chance = random.Random(seed)

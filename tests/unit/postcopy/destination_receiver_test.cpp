@@ -102,10 +102,10 @@ struct Connection {
   IntakeCounters counters;
   std::unique_ptr<PageReceiver> receiver;
 
-  explicit Connection(bool preempt = false) {
+  explicit Connection(bool preempt = false, std::chrono::milliseconds mark_wait = PageReceiver::short_mark_wait) {
     REQUIRE(requests.open(*main.left).has_value());
-    auto started = PageReceiver::start(
-        {reader, preempt ? &second_reader : nullptr, pages, pages.blocks(), placer, requests, counters, ram_id});
+    auto started = PageReceiver::start({reader, preempt ? &second_reader : nullptr, pages, pages.blocks(), placer,
+                                        requests, counters, ram_id, mark_wait});
     REQUIRE(started.has_value());
     receiver = std::move(*started);
   }
@@ -203,6 +203,27 @@ TEST_CASE("PageReceiver.believes_the_urgent_channels_end_mark") {
   Connection::say(*connection.second.right, Words().page(6, 1, "ram").eos());
   REQUIRE(connection.receiver->wait().has_value());
   CHECK(connection.placer.at(0, 6) == 1);
+}
+
+// A source whose end mark finds the channel closed could be paused for ever.
+TEST_CASE("PageReceiver.keeps_the_urgent_channel_open_for_an_end_mark_that_is_due") {
+  Connection connection(true, 30s);
+  Connection::say(*connection.main.right, Words().end());
+  bool written = false;
+  std::thread source([&] {
+    std::this_thread::sleep_for(3 * PageReceiver::short_mark_wait);
+    written = Connection::write(*connection.second.right, Words().eos());
+  });
+  const auto ended = connection.receiver->wait();
+  source.join();
+  REQUIRE(ended.has_value());
+  CHECK(written);
+}
+
+TEST_CASE("PageReceiver.waits_a_moment_only_for_an_end_mark_that_may_come") {
+  Connection connection(true);
+  Connection::say(*connection.main.right, Words().end());
+  CHECK(connection.receiver->wait().has_value());
 }
 
 TEST_CASE("PageReceiver.is_broken_when_the_urgent_channel_is_lost") {
