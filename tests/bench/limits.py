@@ -70,7 +70,10 @@ def _from(pieces: list[memoryview], skip: int) -> list[memoryview]:
 
 
 def _shared(size: int) -> mmap.mmap:
-    memory = mmap.mmap(os.memfd_create("limit"), size)
+    fd = os.memfd_create("limit")
+    os.ftruncate(fd, size)
+    memory = mmap.mmap(fd, size)
+    os.close(fd)
     for offset in range(0, size, _CHUNK):
         memory[offset:offset + _CHUNK] = b"\xa5" * _CHUNK
     return memory
