@@ -64,7 +64,7 @@ PageServer::PageServer(std::vector<BlockShape> blocks, UnsentPages unsent, trans
       pace_(Clock::now(), counters.answered.load(std::memory_order_relaxed)),
       unsent_(std::move(unsent)),
       window_(preempt != nullptr ? StreamWindow::many : StreamWindow::few),
-      last_request_(Clock::now()) {
+      quiet_since_(Clock::now()) {
   for (std::size_t index = 0; index < blocks_.size(); ++index) {
     names_.push_back(blocks_[index].name);
     index_.emplace(blocks_[index].name, index);
@@ -156,8 +156,8 @@ Result<bool> PageServer::answer(const PageRange& wanted) {
     bool ring = false;
     {
       const std::lock_guard lock(state_);
-      last_request_ = Clock::now();
-      window_.requested(last_request_);
+      quiet_since_ = Clock::now();
+      window_.requested(quiet_since_);
       const bool in_sequence = neighbours && unsent_.in_sequence(wanted.block, page);
       run = unsent_.claim_requested(wanted.block, {page, step});
       if (run) note_asked({wanted.block, *run});
@@ -190,6 +190,7 @@ void PageServer::pong(std::uint32_t value) {
   {
     const std::lock_guard lock(state_);
     if (!window_.answered(value)) return;
+    quiet_since_ = Clock::now();
   }
   bell_->ring();
 }
@@ -202,9 +203,10 @@ void PageServer::connection_ended(const Error& why) {
   bell_->ring();
 }
 
-std::chrono::milliseconds PageServer::since_request() const {
+std::chrono::milliseconds PageServer::quiet_for() const {
   const std::lock_guard lock(state_);
-  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - last_request_);
+  if (!window_.all_answered()) return std::chrono::milliseconds::zero();
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - quiet_since_);
 }
 
 // --- pages ------------------------------------------------------------------------------------------------------
@@ -448,6 +450,8 @@ Result<void> PageServer::end_stream() {
   auto ended = PageLane::Turn(main_).end_stream();
   if (!ended) return fail(std::move(ended).error());
   stream_ended_ = true;
+  const std::lock_guard lock(state_);
+  quiet_since_ = Clock::now();
   return {};
 }
 

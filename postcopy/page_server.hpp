@@ -96,9 +96,9 @@ class PageServer {
 
   // We ended the connection, not the destination: for a page that could not be fetched, or a request that was none.
   bool broke_it() const noexcept { return broke_it_.load(std::memory_order_acquire); }
-  bool has_preempt() const noexcept { return preempt_.has_value(); }
-  // Milliseconds since the last request, for deciding that there will be none.
-  std::chrono::milliseconds since_request() const;
+  // Since the end of the stream, or since the destination last asked for a page or said that it had read a piece; zero
+  // while it has pieces to read. For deciding that there will be no request.
+  std::chrono::milliseconds quiet_for() const;
   // The pages that went on request, in that order, and their neighbours: the working set. Call when both threads have
   // ended.
   const std::vector<PageRange>& asked_for() const noexcept { return asked_for_; }
@@ -168,7 +168,7 @@ class PageServer {
   bool neighbours_due_ = false;  // of a page that was asked for in sequence
   std::vector<PageRange> asked_for_;
   std::optional<Error> error_;
-  std::chrono::steady_clock::time_point last_request_;
+  std::chrono::steady_clock::time_point quiet_since_;  // see quiet_for()
 
   std::atomic<bool> broke_it_{false};
   std::mutex serving_;

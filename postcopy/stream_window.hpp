@@ -52,6 +52,8 @@ class StreamWindow {
     answered_ = number;
     return true;
   }
+  // All pieces were read and placed at the other end.
+  bool all_answered() const noexcept { return sent_ == answered_; }
   void requested(TimePoint now) noexcept { asked_ = now; }
   // A new connection: nothing is under way on it. Numbers go on, so that late answers are not taken for new ones.
   void restart() noexcept { answered_ = sent_; }

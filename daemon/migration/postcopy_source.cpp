@@ -17,8 +17,8 @@ using qmp::MigrationStatus;
 
 // How long a failed write waits for the destination's own word on why, which comes from another thread.
 constexpr auto peers_word_wait = std::chrono::milliseconds(200);
-// With a preempt channel: how long after the end of the stream, and after the last request, a destination is taken to
-// be one that waits for the channel's end mark (QEMU 7.2; newer ones have answered long before).
+// With a preempt channel: how long a destination that has read everything says and asks nothing until it is taken for
+// one that waits for the channel's end mark (QEMU 7.2; newer ones have answered long before).
 constexpr auto quiet_before_end_mark = std::chrono::milliseconds(150);
 
 }  // namespace
@@ -67,6 +67,11 @@ PostcopySource::~PostcopySource() {
 ram::PageOrigin& PostcopySource::origin() noexcept {
   ram::PageOrigin* const elsewhere = machine_.page_origin();
   return elsewhere != nullptr ? *elsewhere : memory_;
+}
+
+bool PostcopySource::needs_end_mark() const noexcept {
+  const auto version = machine_version(machine_.configuration().machine_name);
+  return plan_.preempt && !(version && *version > MachineVersion{7, 2});
 }
 
 bool PostcopySource::preempt_at_once() const noexcept {
@@ -217,11 +222,14 @@ Result<void> PostcopySource::await_run() {
   return {};
 }
 
+// The end mark of the preempt channel is the last that is said: a request behind it is not answered. A destination that
+// knows of no mark would wait for that answer for ever. So there is none where it can only be such a one, and who may
+// need it gets it once it has read everything (docs/spec/postcopy.md section 10.3).
 Result<void> PostcopySource::await_success() {
-  bool end_marked = !server_->has_preempt();
+  bool end_marked = !needs_end_mark();
   while (!end_marked && link_.return_path->wait_for_answer(quiet_before_end_mark / 3) == PeerAnswer::none) {
     if (stop_.requested()) return cancelled_error();
-    if (server_->since_request() < quiet_before_end_mark) continue;
+    if (server_->quiet_for() < quiet_before_end_mark) continue;
     MD_CHECK(server_->end_preempt());
     end_marked = true;
   }

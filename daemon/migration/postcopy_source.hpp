@@ -87,6 +87,8 @@ class PostcopySource final : public PostcopyListener {
   PostcopySource(const PostcopyPlan& plan, Machine& machine, const LiveLimits& limits, Progress& progress,
                  MoverEvents& events, StopSource& stop, PostcopyControl& control);
 
+  // Of the preempt channel: by QEMU 7.2, in which no newer machine runs.
+  bool needs_end_mark() const noexcept;
   ram::PageOrigin& origin() noexcept;
   void open_working_set();
   void keep_working_set();

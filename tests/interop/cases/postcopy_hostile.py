@@ -8,16 +8,19 @@ what was wrong, and an honest destination gets every page afterwards, right and 
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ..lib import cases, procfs
 from ..lib.daemon import Migrationd
 from ..lib.postcopy_peer import Destination, Gone, ask, message
 from ..lib.postcopy_source import ASK_BITMAP, PONG, RECV_BITMAP, REQ_PAGES, REQ_PAGES_ID, RESUME_ACK, SHUT, Source
-from ..lib.streams import END, PAGE, command, str8, u8, u32, u64, zero_page
+from ..lib.streams import (END, EOS, PAGE, ZERO, Stream, command, configuration, device, global_state, record,
+                           str8, u8, u32, u64, zero_page)
 from .postcopy_destination import RAM, Arrival, machine, ram_part, saved
 
 WHAT = machine(20, ram="16M", working_set="8M", threads=2)
@@ -350,6 +353,74 @@ def gone_at_the_end(folder: Path) -> None:
         peer.read_to_end()
         peer.done()
         victim.daemon.wait_status("completed")
+
+
+class Parked:
+    """A daemon that resumes a machine of that type, all but one of whose pages are zero, in a destination of ours."""
+
+    def __init__(self, folder: Path, machine_type: bytes):
+        running = replace(Stream(), config=configuration(machine_type),
+                          devices=device(7, "probe", 1, b"\1\2\3\4") + device(9, "globalstate", 1, global_state("running")))
+        (folder / "saved").write_bytes(running.bytes())
+        self.folder = folder
+        self.peer = Destination(folder)
+        self.daemon = Migrationd(folder, "park")
+
+    def __enter__(self):
+        self.daemon.__enter__()
+        self.daemon.incoming(f"file:{self.folder / 'saved'}")
+        self.daemon.wait_status("completed")
+        self.daemon.capabilities("postcopy-ram", "postcopy-preempt", "__org.migrationd_instant-resume")
+        return self
+
+    def __exit__(self, *args):
+        self.daemon.__exit__(*args)
+        self.peer.__exit__(*args)
+
+    def switch(self) -> None:
+        self.daemon.migrate(self.peer.address)
+        self.peer.until_switch()
+        self.peer.accept_second()
+
+    def says_on_second(self, within: float) -> bytes:
+        return self.peer.second.recv(1 << 16) if select.select([self.peer.second], [], [], within)[0] else b""
+
+
+@cases.case("postcopy-hostile/destination/reads-late-and-asks-later", quick=True)
+def reads_late(folder: Path) -> None:
+    """It has not taken all the pages yet, and its guest may touch one that was left out as zero: no end mark before it has
+    taken them, for what is asked behind the mark is not answered."""
+    with Parked(folder, b"pc-i440fx-7.2") as parked:
+        parked.switch()
+        peer = parked.peer
+        peer.answer_pings = False
+        peer.read_to_end()
+        assert peer.unanswered, "no piece was sent"
+        assert parked.says_on_second(END_MARK_BY) == b"", "an end mark before everything was read"
+        peer.say(ask(PAGE, block="pc.ram"))
+        assert parked.says_on_second(20) == record(PAGE, ZERO, "pc.ram") + u8(0)
+        peer.answer_late()
+        assert parked.says_on_second(20) == u64(EOS)
+        peer.done()
+        parked.daemon.wait_status("completed")
+
+
+@cases.case("postcopy-hostile/destination/is-too-new-for-an-end-mark", quick=True)
+def no_mark(folder: Path) -> None:
+    """A machine that does not run in QEMU 7.2: nobody waits for a mark, and all requests are answered until the end."""
+    with Parked(folder, b"pc-i440fx-10.0") as parked:
+        parked.switch()
+        peer = parked.peer
+        peer.read_to_end()
+        assert parked.says_on_second(END_MARK_BY) == b"", "an end mark nobody waits for"
+        peer.say(ask(PAGE, block="pc.ram"))
+        assert parked.says_on_second(20) == record(PAGE, ZERO, "pc.ram") + u8(0)
+        # Its last moment: it has closed the channel, and a thread of its guest touches one more page.
+        peer.second.close()
+        peer.say(ask(2 * PAGE))
+        time.sleep(0.1)
+        peer.done()
+        parked.daemon.wait_status("completed")
 
 
 # --- sources that lie to our destination in a recovery -----------------------------------------------------------------

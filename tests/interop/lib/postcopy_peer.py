@@ -46,6 +46,7 @@ class Destination:
         self.pages: dict[tuple[str, int], bytes] = {}
         self.copies: dict[tuple[str, int], int] = {}    # how often each came, after the switch
         self.answer_pings = self.answer_package = True
+        self.unanswered: list[bytes] = []       # PINGs while they are not
         self.switched = self.ended = False
         self.listen()
 
@@ -79,8 +80,9 @@ class Destination:
         self.buffer, self.at, self.block = b"", 0, ""
 
     def accept_second(self) -> None:
-        """The source's preempt channel, which it makes at the switch at the latest. What comes on it is not read."""
+        """The source's preempt channel, which it makes at the switch at the latest."""
         self.second, _ = self.listener.accept()
+        self.second.settimeout(20)
 
     def close(self) -> None:
         self.link.close()
@@ -173,8 +175,11 @@ class Destination:
         return kind, number
 
     def _command(self, number: int, payload: bytes) -> None:
-        if number == PING and self.answer_pings:
-            self.say(message(PONG, payload))
+        if number == PING:
+            if self.answer_pings:
+                self.say(message(PONG, payload))
+            else:
+                self.unanswered.append(payload)
         if number == DISCARD:
             name_length = payload[1]
             name = payload[2:2 + name_length].decode()
@@ -227,6 +232,13 @@ class Destination:
         """Everything that comes, to the last byte. No answer yet."""
         while not self.ended:
             self.element()
+
+    def answer_late(self) -> None:
+        """The PINGs that were not answered, and all that come."""
+        self.answer_pings = True
+        for value in self.unanswered:
+            self.say(message(PONG, value))
+        self.unanswered.clear()
 
     def done(self) -> None:
         self.say(message(SHUT, u32(0)))

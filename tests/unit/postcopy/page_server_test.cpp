@@ -281,6 +281,20 @@ TEST_CASE("PageServer.behind_the_end_a_preempt_channel_that_was_closed_is_no_fai
   }
 }
 
+TEST_CASE("PageServer.is_not_quiet_while_the_destination_has_pieces_to_read") {
+  Story story({{"pc.ram", 40, 1}}, true);
+  REQUIRE(story.server->stream_rest().has_value());  // two pieces, within the window
+  REQUIRE(story.server->end_stream().has_value());
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  CHECK(story.server->quiet_for() == std::chrono::milliseconds::zero());
+  story.server->pong(0x10000);
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  CHECK(story.server->quiet_for() == std::chrono::milliseconds::zero());
+  story.server->pong(0x10001);
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  CHECK(story.server->quiet_for() >= std::chrono::milliseconds(5));
+}
+
 TEST_CASE("PageServer.a_preempt_channel_that_breaks_before_the_end_breaks_both") {
   Story story({{"pc.ram", 100, 1}}, true, true);
   story.preempt.write_errno = EPIPE;

@@ -53,3 +53,14 @@ TEST_CASE("StreamWindow.stays_wide_beside_a_preempt_channel") {
   }
   CHECK(!window.open(start));
 }
+
+TEST_CASE("StreamWindow.knows_when_everything_was_answered") {
+  StreamWindow window;
+  CHECK(window.all_answered());
+  const std::uint32_t one = window.piece_sent();
+  const std::uint32_t two = window.piece_sent();
+  CHECK(window.answered(one));
+  CHECK_FALSE(window.all_answered());
+  CHECK(window.answered(two));
+  CHECK(window.all_answered());
+}
