@@ -18,10 +18,11 @@ from .synthetic import MB
 class Pair:
     """The daemon the guest leaves and the one it arrives in."""
 
-    def __init__(self, folder: Path, threads: int = 3, rate: int = 100, huge: bool = False, preempt: bool = False):
+    def __init__(self, folder: Path, threads: int = 3, rate: int = 100, huge: bool = False, preempt: bool = False,
+                 sizes: str = "working-set=24M"):
         self.folder = folder
         self.log = folder / "guest.log"
-        what = f"synthetic,ram=64M,working-set=24M,dirty-rate={rate * MB},threads={threads},log={self.log}"
+        what = f"synthetic,ram=64M,{sizes},dirty-rate={rate * MB},threads={threads},log={self.log}"
         if huge:
             what += ",page-size=2M"
         self.source = Migrationd(folder, "source", machine=what)
@@ -77,6 +78,20 @@ for _name, _options in {"after-a-part": {"after": 20 << 20}, "64-mib-per-s": {"l
                         "huge-pages": {"huge": True}, "huge-pages-preempt": {"huge": True, "preempt": True}}.items():
     cases.add(f"postcopy-pair/{_name}", lambda folder, options=_options: move(folder, **options), timeout=90,
               quick=_name == "preempt")
+
+
+def grows(folder: Path, preempt: bool) -> None:
+    """An instant resume of a guest that goes on touching memory it never had: such pages are left out of the stream and
+    asked for to the last moment, also when the destination has closed the preempt channel and not yet said its word."""
+    with Pair(folder, threads=4, rate=400, preempt=preempt, sizes="working-set=60M,touched=4M") as pair:
+        pair.source.capabilities("__org.migrationd_instant-resume")
+        pair.leave()
+        pair.arrived()
+
+
+for _preempt in (False, True):
+    cases.add(f"postcopy-pair/touches-new-memory-to-the-end/{'preempt' if _preempt else 'one-channel'}",
+              lambda folder, preempt=_preempt: grows(folder, preempt), quick=_preempt)
 
 
 def asked_for_late(folder: Path, preempt: bool) -> None:
