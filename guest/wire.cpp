@@ -123,11 +123,16 @@ Result<std::optional<Packet>> receive_packet(int socket, std::chrono::millisecon
   iovec part{bytes.data(), bytes.size()};
   Control control{};
   msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = &control;
-  message.msg_controllen = sizeof control;
-  const ssize_t length = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  ssize_t length = -1;
+  // A peer that closed without reading all of ours is an error once; what it said before is behind that.
+  for (int tries = 0; tries < 2 && length < 0 && (tries == 0 || errno == ECONNRESET); ++tries) {
+    message = {};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = &control;
+    message.msg_controllen = sizeof control;
+    length = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  }
   if (length < 0) {
     if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return std::optional<Packet>{};
     if (is_hangup(errno)) return hung_up();
