@@ -258,7 +258,7 @@ constexpr bool row_within(const Description& table, const Field& row) {
     const std::size_t bits = row.is_counted ? row.capacity : row.bytes;
     return within(table.object_bytes, row.offset, sizeof(std::uint64_t), bitmap_words(bits));
   }
-  return within(table.object_bytes, row.offset, row.stride, row.capacity);
+  return within(table.object_bytes, row.offset + row.start, row.stride, row.capacity);
 }
 
 // Elements of lists, trees and views are written as the child's newest version and read as the field's: every field of

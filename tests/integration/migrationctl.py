@@ -96,6 +96,60 @@ class Files(unittest.TestCase):
             self.assertEqual(self.ask(*words)[0], USAGE, words)
 
 
+class CompareDevices(unittest.TestCase):
+    """Two dumps of device tables; no daemon is asked."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+
+    def dump(self, name: str, version: int, *fields: dict[str, object]) -> str:
+        path = os.path.join(self.folder, name)
+        device = {"name": "clock", "instance_id": 0, "vmsd_name": "clock", "version": version, "minimum_version": 1,
+                  "fields": [{"name": "ticks", "type": "uint64", "size": 8}, *fields]}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"device-tables": 1, "machine": name, "devices": [device]}, file)
+        return path
+
+    def ask(self, *words: str) -> tuple[int, str, str]:
+        done = subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=WAIT, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_each_direction_has_its_answer_and_reason(self) -> None:
+        old = self.dump("old", 1)
+        new = self.dump("new", 2, {"name": "zone", "type": "int16", "size": 2, "since": 2})
+        status, out, err = self.ask("compare-devices", old, new)
+        self.assertEqual((status, err), (REFUSED, ""))
+        self.assertEqual(out, "streams of the old in the new: yes\n"
+                              "streams of the new in the old: no\n"
+                              "  never      clock (0): version 2 is written, 1 is the newest that is read\n")
+        status, out, _ = self.ask("compare-devices", "--only", "old-in-new", old, new)
+        self.assertEqual((status, out), (DONE, "streams of the old in the new: yes\n"))
+
+    def test_json_has_the_same(self) -> None:
+        old = self.dump("old", 1, {"name": "zone", "type": "int16", "size": 2, "conditional": True})
+        status, out, _ = self.ask("compare-devices", "--json", old, self.dump("new", 1))
+        self.assertEqual(status, DONE)
+        said = json.loads(out)
+        self.assertEqual(said["old-in-new"]["loads"], "sometimes")
+        self.assertEqual(said["old-in-new"]["findings"],
+                         [{"severity": "sometimes", "device": "clock (0)",
+                           "text": "'zone' (int16) is written on a condition, and not read"}])
+        self.assertEqual(said["new-in-old"]["loads"], "sometimes")
+
+    def test_files_that_are_no_dumps_are_named(self) -> None:
+        good = self.dump("good", 1)
+        status, out, err = self.ask("compare-devices", good, "/nonexistent")
+        self.assertEqual((status, out), (REFUSED, ""))
+        self.assertIn("open /nonexistent: No such file", err)
+        status, _, err = self.ask("compare-devices", PROGRAM, good)
+        self.assertEqual(status, REFUSED)
+        self.assertIn("this is no JSON", err)
+        self.assertEqual(self.ask("compare-devices", good)[0], USAGE)
+        self.assertEqual(self.ask("compare-devices", "--only", "both", good, good)[0], USAGE)
+
+
 class DaemonUsage(unittest.TestCase):
     def test_bad_machine_words_are_wrong_usage_before_any_socket(self) -> None:
         faults = {"synthetic,ram=x": "ram=x", "synthetic,bogus=1": "unknown word 'bogus'", "bogus": "neither parked nor",

@@ -77,6 +77,13 @@ struct ConvertOptions {
   std::string libvirt_xml;  // for the libvirt kinds; empty: that of the input
 };
 Result<int> convert(const Output& output, const ConvertOptions& options);
+// Of two dumps of device tables.
+struct CompareOptions {
+  std::string older;
+  std::string newer;
+  std::string only;  // "old-in-new", "new-in-old"; empty: both
+};
+Result<int> compare_devices(const Output& output, const CompareOptions& options);
 Result<int> raw(QmpClient& client, const std::string& command, const std::string& arguments);
 int doctor(const Output& output);
 

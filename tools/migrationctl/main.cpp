@@ -30,6 +30,7 @@ struct Options {
   FileOptions file;
   InspectOptions inspect;
   ConvertOptions convert;
+  CompareOptions compare;
   std::string uri;
   bool wait = false;
   bool force = false;
@@ -144,6 +145,12 @@ void add_file_commands(CLI::App& app, Options& options, FileAction& action) {
       ->check(CLI::IsMember({"plain", "mapped-ram", "libvirt-raw", "libvirt-sparse"}));
   sub->add_option("--libvirt", options.convert.libvirt_xml,
                   "for the libvirt kinds: the domain's XML (else that of IN, if it is a save image)");
+  sub = command("compare-devices", "whether streams of one version of a program's devices load in another",
+                [](const Options& o) { return compare_devices(o.output, o.compare); });
+  sub->add_option("OLD", options.compare.older, "device tables as the older version dumped them")->required();
+  sub->add_option("NEW", options.compare.newer, "those of the newer one")->required();
+  sub->add_option("--only", options.compare.only, "one direction: old-in-new or new-in-old")
+      ->check(CLI::IsMember({"old-in-new", "new-in-old"}));
 }
 
 // CLI11 says only that a command is missing when there is a word that is none. Empty when that is not what was wrong.
