@@ -37,6 +37,7 @@ LINES = [
     Line("demo", "the demonstration, both proofs", "tools/check.d/demo_line", 15),
     Line("interop", "every pair of versions over every transport, libvirt's traffic, live precopy, hostile peers, kills",
          "tests/interop/run --resume build/interop-full.jsonl", 120),
+    Line("guests", "the example guests under migration, a hundred times each way", "tests/guest/run --rounds 100", 30),
     Line("bench", "beside QEMU 10 to 10 with the same memory in the same run", "tests/bench/bench.py --check", 60),
     Line("address", "unit and integration tests under AddressSanitizer and UBSan", "tools/check --only address", 60),
     Line("threads", "unit and integration tests under ThreadSanitizer", "tools/check --only threads", 60),

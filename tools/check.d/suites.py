@@ -75,7 +75,7 @@ def leftovers(done: processes.Done) -> Counts:
 # --- the suites ------------------------------------------------------------------------------------------------
 
 # Meson suites that have a row of their own; everything else in tests/meson.build is "unit".
-OWN_ROW = ("lint", "platform", "integration")
+OWN_ROW = ("lint", "platform", "integration", "guest")
 HUGE_PAGES = 64  # of 2 MiB; the largest test takes 8, and some run at the same time
 NOT_UNIT = [word for suite in OWN_ROW for word in ("--no-suite", suite)]
 
@@ -98,6 +98,11 @@ def platform(at: Context) -> Counts:
 def integration(at: Context) -> Counts:
     """Programs against the built daemon: its control socket, its packaged units."""
     return at.meson(at.build, "--suite", "integration")
+
+
+def guest(at: Context) -> Counts:
+    """The example guests under migration, each way once."""
+    return at.runner("guest", ["tests/guest/run"])
 
 
 def interop(at: Context) -> Counts:
@@ -200,6 +205,7 @@ SUITES = [
     Suite("unit", "unit tests", 6, unit),
     Suite("platform", "what is assumed of the kernel", 5, platform),
     Suite("integration", "the control socket and the packaged units", 8, integration),
+    Suite("guest", "example guests attached to two daemons: the cache moves under load", 5, guest),
     Suite("interop", "real QEMU 7.2 and 10.0, libvirt's own traffic, hostile peers, kills: every kind once", 15, interop),
     Suite("fuzz", "every fuzz target for a few seconds", 30, fuzz),
     Suite("address-core", "tests of transports and memory under AddressSanitizer and UBSan", 20, address_core),

@@ -6,7 +6,9 @@
 2. a real QEMU machine moves into migrationd and out again into another QEMU, while its own guest checks every page of
    its memory and prints a sequence that must have no gap;
 3. a running QEMU machine of 2 GiB is put into a file, and runs again at once (instant resume) while its memory is still
-   in the file; beside it, QEMU's own loading of the same file.
+   in the file; beside it, QEMU's own loading of the same file;
+4. an in-memory key-value server (guest/examples/cache) moves between two daemons while clients write to it, by precopy
+   and by postcopy, and no write that it acknowledged is lost.
 
 Then two tables. Exit status 0 only if all proofs hold.
 """
@@ -184,6 +186,13 @@ def instant(folder: Path, migrationctl: Path) -> list[tuple[str, ...]]:
     return rows
 
 
+def cache(build: Path) -> None:
+    say("a key-value server moves under load, by precopy and by postcopy")
+    done = subprocess.run([sys.executable, TREE / "tests" / "guest" / "run", "--filter", "cache-p"], timeout=300,
+                          env={**os.environ, "BUILD_DIR": str(build)})
+    assert done.returncode in (0, 77), "a write was lost, or the cache did not move"
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--build", type=Path, default=TREE / "build", help="where migrationd was built")
@@ -195,6 +204,7 @@ def main() -> int:
         migrationctl = build / "tools" / "migrationctl" / "migrationctl"
         rows = [synthetic(folder, migrationctl), *real_machine(folder)]
         resumed = instant(folder, migrationctl)
+    cache(build)
     say("result")
     print(table(COLUMNS, rows))
     print(f"\na machine of {CHECKPOINT_MIB} MiB, from the command to its guest's running on:")
