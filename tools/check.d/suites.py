@@ -167,7 +167,7 @@ def fuzz(at: Context, executions: int = 0, seconds: int = 4) -> Counts:
 
 # Where bytes of strangers meet memory, and where threads meet: small enough for every run of CI. The codecs are under
 # the same sanitizers in their fuzz targets.
-CORE_TESTS = {"unit-base": "base", "unit-transports": "transports", "unit-ram": "ram"}
+CORE_TESTS = {"unit-base": "base", "unit-transports": "transports", "unit-ram": "ram", "unit-guest": "guest"}
 # clang's UBSan takes every object for broken in a process that has no descriptors left, as one of these tests wants it;
 # GCC's does not (`address`).
 THREADED_TESTS = {**CORE_TESTS, "unit-postcopy": "postcopy"}
