@@ -7,7 +7,6 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <pthread.h>
-#include <unistd.h>
 
 #include <array>
 
@@ -50,9 +49,7 @@ void FaultThread::run() {
 
 bool FaultThread::read_faults() {
   std::array<uffd_msg, faults_per_read> messages{};
-  const ssize_t bytes = ::read(memory_.fd(), messages.data(), sizeof messages);
-  if (bytes <= 0) return false;
-  const auto count = static_cast<std::size_t>(bytes) / sizeof(uffd_msg);
+  const std::size_t count = ram::read_userfaults(memory_.fd(), messages);
   for (std::size_t i = 0; i < count; ++i) {
     if (messages[i].event != UFFD_EVENT_PAGEFAULT) continue;
     serve(messages[i].arg.pagefault.address, static_cast<int>(messages[i].arg.pagefault.feat.ptid));

@@ -15,12 +15,11 @@ bool has_huge_pages(const ram::RamMap& map) noexcept {
   return false;
 }
 
-Result<ram::Userfaultfd> open_userfaultfd(const ram::RamMap& map) {
+Result<ram::Userfaultfd> open_userfaultfd(const ram::RamMap& map, ram::GuestSpace& space) {
   std::uint64_t features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_THREAD_ID;
   if (has_huge_pages(map)) features |= UFFD_FEATURE_MISSING_HUGETLBFS;
-  // Faults of the kernel are not needed: the guest of this process gives its memory to no system call.
-  auto opened = ram::Userfaultfd::open(features, true);
-  if (opened) return opened;
+  auto opened = space.watch(ram::WatchPurpose::missing, features);
+  if (opened) return std::move(opened->userfault);
   return std::move(opened).error().with("postcopy needs userfaultfd");
 }
 
@@ -30,24 +29,30 @@ std::string at_page(const ram::RamBlock& block, std::uint64_t page) {
 
 }  // namespace
 
-Result<void> check_userfaultfd(const ram::RamMap& map) {
-  MD_TRY([[maybe_unused]] const ram::Userfaultfd opened, open_userfaultfd(map));
+Result<void> check_userfaultfd(const ram::RamMap& map, ram::GuestSpace& space) {
+  { MD_TRY([[maybe_unused]] const ram::Userfaultfd opened, open_userfaultfd(map, space)); }
+  space.unwatch(ram::WatchPurpose::missing);
   return {};
 }
 
-void forbid_huge_pages(const ram::RamMap& map, std::span<std::byte* const> views) noexcept {
+Result<void> check_userfaultfd(const ram::RamMap& map) {
+  ram::LocalSpace here(std::vector<std::byte*>{});
+  return check_userfaultfd(map, here);
+}
+
+Result<void> forbid_huge_pages(const ram::RamMap& map, ram::GuestSpace* space) {
   // A kernel without transparent huge pages says EINVAL, and has none to forbid.
   for (std::size_t i = 0; i < map.size(); ++i) {
     const ram::RamBlock& block = map.at(i);
     ::madvise(block.engine(), block.length(), MADV_NOHUGEPAGE);
-    if (i < views.size()) ::madvise(views[i], block.length(), MADV_NOHUGEPAGE);
   }
+  return space != nullptr ? space->forbid_huge_pages(map) : Result<void>();
 }
 
-Result<std::unique_ptr<GuestMemory>> GuestMemory::open(ram::RamMap& map, std::vector<std::byte*> views) {
-  if (views.size() != map.size()) return machine_error("postcopy: every block needs its guest view");
-  std::unique_ptr<GuestMemory> memory(new GuestMemory(map, std::move(views)));
-  MD_TRY(auto userfault, open_userfaultfd(map));
+Result<std::unique_ptr<GuestMemory>> GuestMemory::open(ram::RamMap& map, ram::GuestSpace& space) {
+  if (space.addresses().size() != map.size()) return machine_error("postcopy: every block needs its guest view");
+  std::unique_ptr<GuestMemory> memory(new GuestMemory(map, space));
+  MD_TRY(auto userfault, open_userfaultfd(map, space));
   memory->userfault_.emplace(std::move(userfault));
   if (has_huge_pages(map)) {
     void* const zeros = ::mmap(nullptr, ram::huge_page_size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -56,7 +61,7 @@ Result<std::unique_ptr<GuestMemory>> GuestMemory::open(ram::RamMap& map, std::ve
   }
   // Nobody waits before open() has returned, so that a failure may close the descriptor.
   for (std::size_t i = 0; i < map.size(); ++i) {
-    MD_CHECK(memory->userfault_->register_range({memory->views_[i], map.at(i).length()}, UFFDIO_REGISTER_MODE_MISSING));
+    MD_CHECK(memory->userfault_->register_range(space.range(i, 0, map.at(i).length()), UFFDIO_REGISTER_MODE_MISSING));
   }
   MD_CHECK(memory->shut_engine_view(true));
   memory->open_ = true;
@@ -65,6 +70,10 @@ Result<std::unique_ptr<GuestMemory>> GuestMemory::open(ram::RamMap& map, std::ve
 
 GuestMemory::~GuestMemory() {
   if (open_) abandon();
+  // Not opened to the end: nobody waits.
+  if (!userfault_) return;
+  userfault_.reset();
+  space_.unwatch(ram::WatchPurpose::missing);
 }
 
 Result<void> GuestMemory::shut_engine_view(bool shut) {
@@ -85,7 +94,7 @@ Result<void> GuestMemory::wake(std::byte* at, std::uint64_t length) {
 
 Result<void> GuestMemory::place(std::size_t block, std::uint64_t page, const std::byte* bytes) {
   const ram::RamBlock& target = map_.at(block);
-  std::byte* const at = views_[block] + page * ram::page_size;
+  std::byte* const at = space_.range(block, page * ram::page_size, 0).start;
   uffdio_copy request{};
   request.dst = reinterpret_cast<std::uint64_t>(at);
   request.src = reinterpret_cast<std::uint64_t>(bytes);
@@ -103,7 +112,7 @@ Result<void> GuestMemory::place_zero(std::size_t block, std::uint64_t page) {
   const ram::RamBlock& target = map_.at(block);
   // hugetlb has no ZEROPAGE.
   if (target.backing_page() != ram::page_size) return place(block, page, zeros_.data());
-  std::byte* const at = views_[block] + page * ram::page_size;
+  std::byte* const at = space_.range(block, page * ram::page_size, 0).start;
   uffdio_zeropage request{};
   request.range = {reinterpret_cast<std::uint64_t>(at), ram::page_size};
   while (::ioctl(fd(), UFFDIO_ZEROPAGE, &request) != 0) {
@@ -115,8 +124,8 @@ Result<void> GuestMemory::place_zero(std::size_t block, std::uint64_t page) {
 }
 
 std::optional<HostPage> GuestMemory::locate(std::uint64_t address) const noexcept {
-  for (std::size_t i = 0; i < views_.size(); ++i) {
-    const auto start = reinterpret_cast<std::uint64_t>(views_[i]);
+  for (std::size_t i = 0; i < map_.size(); ++i) {
+    const auto start = reinterpret_cast<std::uint64_t>(space_.addresses()[i]);
     if (address >= start && address - start < map_.at(i).length()) {
       return HostPage{i, (address - start) / ram::page_size};
     }
@@ -127,19 +136,22 @@ std::optional<HostPage> GuestMemory::locate(std::uint64_t address) const noexcep
 Result<void> GuestMemory::close() {
   // First the engine's view: if that fails, nobody has been woken.
   MD_CHECK(shut_engine_view(false));
-  for (std::size_t i = 0; i < views_.size(); ++i) {
-    MD_CHECK(userfault_->unregister_range({views_[i], map_.at(i).length()}));
+  for (std::size_t i = 0; i < map_.size(); ++i) {
+    MD_CHECK(userfault_->unregister_range(space_.range(i, 0, map_.at(i).length())));
   }
   open_ = false;
   userfault_.reset();
+  space_.unwatch(ram::WatchPurpose::missing);
   return {};
 }
 
 void GuestMemory::abandon() noexcept {
   if (!open_) return;
   open_ = false;
-  // Never closed by us, on purpose: see the top.
-  [[maybe_unused]] const int kept = userfault_->release();
+  // Never closed in this process, on purpose: see the top.
+  if (space_.is_here()) [[maybe_unused]]
+    const int kept = userfault_->release();
+  userfault_.reset();
 }
 
 }  // namespace migrationd::postcopy

@@ -12,7 +12,7 @@
 //
 // The userfaultfd must not be closed while somebody waits: the kernel would let him go on with a page of zeros. So an
 // end that is no end (the daemon stops while the guest waits) calls abandon(): the descriptor stays open until the
-// process is gone, and so do the waiters.
+// process is gone, and so do the waiters. A guest in another process keeps a duplicate itself.
 //
 // Thread: place(), place_zero(), fault queries from any; open, close, abandon from one while no other uses it.
 #pragma once
@@ -20,28 +20,29 @@
 #include "base/result.hpp"
 #include "postcopy/destination_pages.hpp"
 #include "postcopy/page_placer.hpp"
+#include "ram/guest_space.hpp"
 #include "ram/ram_map.hpp"
 #include "ram/userfaultfd.hpp"
 
 #include <memory>
 #include <optional>
-#include <span>
-#include <vector>
 
 namespace migrationd::postcopy {
 
-// Can this process do what open() needs for these blocks? The error names /dev/userfaultfd, the sysctl and the unit's
-// setting. Opens and closes a userfaultfd; touches no memory.
+// Can a guest in `space` be caught at what is missing of these blocks? The error names /dev/userfaultfd, the sysctl and
+// the unit's setting. Opens and closes a userfaultfd; touches no memory.
+Result<void> check_userfaultfd(const ram::RamMap& map, ram::GuestSpace& space);
+// The same for a guest of this process.
 Result<void> check_userfaultfd(const ram::RamMap& map);
 
-// No transparent huge pages in any view: they would fill what is missing. Before the first discard.
-void forbid_huge_pages(const ram::RamMap& map, std::span<std::byte* const> views) noexcept;
+// No transparent huge pages in any view: they would fill what is missing. Before the first discard. `space`: null where
+// nothing runs.
+Result<void> forbid_huge_pages(const ram::RamMap& map, ram::GuestSpace* space);
 
 class GuestMemory final : public PagePlacer {
  public:
-  // One guest view per block, in the map's order, in this process. Both outlive it. Nobody touches the missing pages
-  // before open() has returned.
-  static Result<std::unique_ptr<GuestMemory>> open(ram::RamMap& map, std::vector<std::byte*> views);
+  // Both outlive it. Nobody touches the missing pages before open() has returned.
+  static Result<std::unique_ptr<GuestMemory>> open(ram::RamMap& map, ram::GuestSpace& space);
   // As abandon(), if neither close() nor abandon() was called.
   ~GuestMemory() override;
 
@@ -58,12 +59,12 @@ class GuestMemory final : public PagePlacer {
   void abandon() noexcept;
 
  private:
-  GuestMemory(ram::RamMap& map, std::vector<std::byte*> views) noexcept : map_(map), views_(std::move(views)) {}
+  GuestMemory(ram::RamMap& map, ram::GuestSpace& space) noexcept : map_(map), space_(space) {}
   Result<void> shut_engine_view(bool shut);
   Result<void> wake(std::byte* at, std::uint64_t length);
 
   ram::RamMap& map_;
-  std::vector<std::byte*> views_;
+  ram::GuestSpace& space_;
   std::optional<ram::Userfaultfd> userfault_;
   ram::Mapping zeros_;  // a huge page of them, where there are huge pages
   bool open_ = false;

@@ -123,6 +123,7 @@ class PageServer {
   Result<void> put_fetched(PageLane::Turn& turn, const Fetcher& fetcher, const PageRange& range);
   Result<void> put_zeros(PageLane::Turn& turn, const PageRange& range);
   Result<ram::OriginPiece> look(Fetcher& fetcher, const PageRange& range);
+  Result<void> check(const Fetcher& fetcher);
   Result<void> fetch(Fetcher& fetcher, const PageRange& range);
   // A piece of the background; false: nothing is due.
   Result<bool> send_some();

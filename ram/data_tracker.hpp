@@ -25,8 +25,21 @@
 #include "ram/ram_map.hpp"
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 namespace migrationd::ram {
+
+// Which blocks of a map a log is for: all, or those whose element is true.
+class BlockChoice {
+ public:
+  BlockChoice() = default;
+  explicit BlockChoice(std::vector<bool> chosen) : chosen_(std::move(chosen)) {}
+  bool has(std::size_t block) const { return chosen_.empty() || chosen_[block]; }
+
+ private:
+  std::vector<bool> chosen_;
+};
 
 class DataTracker {
  public:

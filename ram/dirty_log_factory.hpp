@@ -12,22 +12,22 @@
 #pragma once
 
 #include "base/result.hpp"
+#include "ram/data_tracker.hpp"
 #include "ram/dirty_log.hpp"
+#include "ram/guest_space.hpp"
 #include "ram/ram_map.hpp"
 
 #include <memory>
-#include <span>
 #include <string>
 
 namespace migrationd::ram {
 
 enum class DirtyLogKind : std::uint8_t { automatic, wp_async, wp_sync };
 
-// One guest view per block, in the map's order, each as long as its block: an address in this process, page-aligned
-// to the block's backing page. The map and the views outlive the log. Errors: ErrorKind::io or ErrorKind::machine,
-// naming what the kernel lacks or who may not.
-Result<std::unique_ptr<DirtyLog>> make_dirty_log(RamMap& map, std::span<std::byte* const> views, DirtyLogKind kind);
-Result<std::unique_ptr<DirtyLog>> make_dirty_log(RamMap& map, std::span<const Mapping> views, DirtyLogKind kind);
+// The map and the space outlive the log. Errors: ErrorKind::io or ErrorKind::machine, naming what the kernel lacks or
+// who may not. What is tried is tried in this process; whether a guest in another one may is its business at start().
+Result<std::unique_ptr<DirtyLog>> make_dirty_log(RamMap& map, GuestSpace& space, DirtyLogKind kind,
+                                                 BlockChoice blocks = {});
 
 // Whether `kind` works in this process, tried on a page of its own; the error says why not. For doctor and logs.
 Result<void> probe_dirty_log(DirtyLogKind kind);

@@ -6,16 +6,15 @@
 
 #include <fmt/format.h>
 #include <poll.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 
 namespace migrationd::ram {
 
-Result<std::unique_ptr<DirtyLogSync>> DirtyLogSync::make(RamMap& map, std::span<std::byte* const> views) {
-  if (views.size() != map.size()) return machine_error("dirty log: every block needs its guest view");
-  return std::unique_ptr<DirtyLogSync>(new DirtyLogSync(map, views));
+Result<std::unique_ptr<DirtyLogSync>> DirtyLogSync::make(RamMap& map, GuestSpace& space, BlockChoice blocks) {
+  if (space.addresses().size() != map.size()) return machine_error("dirty log: every block needs its guest view");
+  return std::unique_ptr<DirtyLogSync>(new DirtyLogSync(map, space, std::move(blocks)));
 }
 
 Result<void> DirtyLogSync::protect(const Watched& block, Extent range) const {
@@ -24,20 +23,22 @@ Result<void> DirtyLogSync::protect(const Watched& block, Extent range) const {
 
 Result<void> DirtyLogSync::watch_blocks() {
   for (std::size_t index = 0; index < map_->size(); ++index) {
+    if (!choice_.has(index)) continue;
     const RamBlock& block = map_->at(index);
-    const AddressRange view{views_[index], block.length()};
+    const AddressRange view = space_->range(index, 0, block.length());
     MD_CHECK(userfault_->register_range(view, UFFDIO_REGISTER_MODE_WP));
     MD_TRY(DataTracker data, DataTracker::of(block));
-    blocks_.push_back(Watched{view, block.backing_page(), std::move(data), Bitmap(block.pages())});
+    blocks_.push_back(Watched{index, view, block.backing_page(), std::move(data), Bitmap(block.pages())});
   }
   return {};
 }
 
 Result<void> DirtyLogSync::start() {
   stop();
-  MD_TRY(auto userfault, Userfaultfd::open(UFFD_FEATURE_PAGEFAULT_FLAG_WP | kernel::feature_wp_hugetlbfs_shmem, false));
   MD_TRY(thread_stop_, StopSource::make());
-  userfault_ = std::make_unique<Userfaultfd>(std::move(userfault));
+  MD_TRY(Watch watch, space_->watch(WatchPurpose::protect_sync,
+                                    UFFD_FEATURE_PAGEFAULT_FLAG_WP | kernel::feature_wp_hugetlbfs_shmem));
+  userfault_.emplace(std::move(watch.userfault));
   auto started = watch_blocks();
   if (started) {
     // The thread is there before the first page is protected: nobody waits for one that never comes.
@@ -77,9 +78,8 @@ void DirtyLogSync::serve_faults() {
   while (!thread_stop_->requested()) {
     std::array<pollfd, 2> waits{pollfd{userfault_->fd(), POLLIN, 0}, pollfd{thread_stop_->fd(), POLLIN, 0}};
     if (::poll(waits.data(), waits.size(), -1) < 0 || waits[0].revents == 0) continue;
-    const ssize_t got = ::read(userfault_->fd(), messages.data(), sizeof messages);
-    if (got <= 0) continue;  // another read took it, or the fault was withdrawn
-    const auto count = static_cast<std::size_t>(got) / sizeof(uffd_msg);
+    // None: another read took it, or the fault was withdrawn.
+    const std::size_t count = read_userfaults(userfault_->fd(), messages);
     for (std::size_t index = 0; index < count; ++index)
       if (messages[index].event == UFFD_EVENT_PAGEFAULT) serve_fault(messages[index].arg.pagefault.address);
   }
@@ -111,13 +111,13 @@ Result<std::uint64_t> DirtyLogSync::sync_block(Watched& block, Bitmap& into) {
 }
 
 Result<std::uint64_t> DirtyLogSync::sync(DirtyBitmaps& into) {
-  if (userfault_ == nullptr) return machine_error("dirty log: asked before it was started");
+  if (!userfault_) return machine_error("dirty log: asked before it was started");
   if (thread_failed_) return machine_error("dirty log: a page's write protection could not be lifted");
   std::uint64_t found = 0;
-  for (std::size_t index = 0; index < blocks_.size(); ++index) {
-    auto pages = sync_block(blocks_[index], into[index]);
+  for (Watched& block : blocks_) {
+    auto pages = sync_block(block, into[block.index]);
     if (!pages)
-      return std::move(pages).error().with(fmt::format("dirty log of '{}'", printable(map_->at(index).name())));
+      return std::move(pages).error().with(fmt::format("dirty log of '{}'", printable(map_->at(block.index).name())));
     found += *pages;
   }
   return found;
@@ -134,14 +134,18 @@ void DirtyLogSync::lift_everything() noexcept {
 }
 
 void DirtyLogSync::stop() noexcept {
-  if (userfault_ == nullptr) return;
+  if (!userfault_) return;
   lift_everything();
   if (thread_.joinable()) {
     thread_stop_->request();
     thread_.join();
   }
+  if (!space_->is_here()) {
+    for (const Watched& block : blocks_) [[maybe_unused]] const auto ended = userfault_->unregister_range(block.view);
+  }
   blocks_.clear();
   userfault_.reset();  // the last close unregisters, and wakes whoever may still wait
+  space_->unwatch(WatchPurpose::protect_sync);
   thread_stop_.reset();
 }
 

@@ -16,13 +16,14 @@
 #include "base/stop.hpp"
 #include "ram/data_tracker.hpp"
 #include "ram/dirty_log.hpp"
-#include "ram/userfaultfd.hpp"
+#include "ram/guest_space.hpp"
 
 #include <atomic>
 #include <memory>
 #include <mutex>
-#include <span>
+#include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace migrationd::ram {
@@ -30,7 +31,7 @@ namespace migrationd::ram {
 class DirtyLogSync final : public DirtyLog {
  public:
   // As make_dirty_log(). Opens nothing until start().
-  static Result<std::unique_ptr<DirtyLogSync>> make(RamMap& map, std::span<std::byte* const> views);
+  static Result<std::unique_ptr<DirtyLogSync>> make(RamMap& map, GuestSpace& space, BlockChoice blocks = {});
   ~DirtyLogSync() override { stop(); }
 
   Result<void> start() override;
@@ -40,12 +41,14 @@ class DirtyLogSync final : public DirtyLog {
 
  private:
   struct Watched {
+    std::size_t index;  // of the block in the map
     AddressRange view;
     std::uint64_t backing_page;
     DataTracker data;
     Bitmap written;  // per target page; guarded by lock_
   };
-  DirtyLogSync(RamMap& map, std::span<std::byte* const> views) : map_(&map), views_(views.begin(), views.end()) {}
+  DirtyLogSync(RamMap& map, GuestSpace& space, BlockChoice blocks)
+      : map_(&map), space_(&space), choice_(std::move(blocks)) {}
   Result<void> watch_blocks();
   Result<void> protect(const Watched& block, Extent range) const;
   Result<std::uint64_t> take_written(Watched& block, Bitmap& into);
@@ -55,10 +58,11 @@ class DirtyLogSync final : public DirtyLog {
   void lift_everything() noexcept;
 
   RamMap* map_;
-  std::vector<std::byte*> views_;
-  std::unique_ptr<Userfaultfd> userfault_;  // present while started
-  std::vector<Watched> blocks_;             // fixed while the thread runs, `written` aside
-  std::mutex lock_;                         // see above
+  GuestSpace* space_;
+  BlockChoice choice_;
+  std::optional<Userfaultfd> userfault_;  // present while started
+  std::vector<Watched> blocks_;           // fixed while the thread runs, `written` aside
+  std::mutex lock_;                       // see above
   std::unique_ptr<StopSource> thread_stop_;
   std::atomic<bool> thread_failed_{false};
   std::thread thread_;

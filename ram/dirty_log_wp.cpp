@@ -5,33 +5,35 @@
 
 namespace migrationd::ram {
 
-Result<std::unique_ptr<DirtyLogWp>> DirtyLogWp::make(RamMap& map, std::span<std::byte* const> views) {
-  if (views.size() != map.size()) return machine_error("dirty log: every block needs its guest view");
-  return std::unique_ptr<DirtyLogWp>(new DirtyLogWp(map, views));
+Result<std::unique_ptr<DirtyLogWp>> DirtyLogWp::make(RamMap& map, GuestSpace& space, BlockChoice blocks) {
+  if (space.addresses().size() != map.size()) return machine_error("dirty log: every block needs its guest view");
+  return std::unique_ptr<DirtyLogWp>(new DirtyLogWp(map, space, std::move(blocks)));
+}
+
+Result<void> DirtyLogWp::protect(const Watched& block, Extent range) const {
+  return scanner_->protect(space_->range(block.index, range.start, range.length));
 }
 
 Result<void> DirtyLogWp::watch_blocks() {
   for (std::size_t index = 0; index < map_->size(); ++index) {
+    if (!choice_.has(index)) continue;
     const RamBlock& block = map_->at(index);
-    const AddressRange view{views_[index], block.length()};
-    MD_CHECK(userfault_->register_range(view, UFFDIO_REGISTER_MODE_WP));
+    MD_CHECK(userfault_->register_range(space_->range(index, 0, block.length()), UFFDIO_REGISTER_MODE_WP));
     MD_TRY(DataTracker data, DataTracker::of(block));
-    blocks_.push_back(Watched{view, std::move(data)});
-    MD_TRY([[maybe_unused]] const auto pages, blocks_.back().data.admit_new(nullptr, [&](Extent range) {
-      return scanner_->protect({view.start + range.start, range.length});
-    }));
+    blocks_.push_back(Watched{index, std::move(data)});
+    MD_TRY([[maybe_unused]] const auto pages,
+           blocks_.back().data.admit_new(nullptr, [&](Extent range) { return protect(blocks_.back(), range); }));
   }
   return {};
 }
 
 Result<void> DirtyLogWp::start() {
   stop();
-  MD_TRY(auto scanner, PagemapScanner::open());
-  MD_TRY(auto userfault,
-         Userfaultfd::open(
-             UFFD_FEATURE_PAGEFAULT_FLAG_WP | kernel::feature_wp_hugetlbfs_shmem | kernel::feature_wp_async, true));
-  scanner_ = std::make_unique<PagemapScanner>(std::move(scanner));
-  userfault_ = std::make_unique<Userfaultfd>(std::move(userfault));
+  MD_TRY(Watch watch,
+         space_->watch(WatchPurpose::protect_async,
+                       UFFD_FEATURE_PAGEFAULT_FLAG_WP | kernel::feature_wp_hugetlbfs_shmem | kernel::feature_wp_async));
+  userfault_.emplace(std::move(watch.userfault));
+  scanner_ = std::move(watch.pages);
   auto watching = watch_blocks();
   if (!watching) {
     stop();
@@ -43,38 +45,43 @@ Result<void> DirtyLogWp::start() {
 Result<std::uint64_t> DirtyLogWp::sync_block(Watched& block, Bitmap& into) {
   std::uint64_t found = 0;
   MD_CHECK(block.data.for_each_watched([&](Extent range) {
-    return scanner_->fetch_written({block.view.start + range.start, range.length},
+    return scanner_->fetch_written(space_->range(block.index, range.start, range.length),
                                    [&](std::uint64_t offset, std::uint64_t length) {
                                      into.set_range((range.start + offset) / page_size, length / page_size);
                                      block.data.note_written({range.start + offset, length});
                                      found += length / page_size;
                                    });
   }));
-  MD_TRY(const std::uint64_t fresh, block.data.admit_new(&into, [&](Extent range) {
-    return scanner_->protect({block.view.start + range.start, range.length});
-  }));
+  MD_TRY(const std::uint64_t fresh, block.data.admit_new(&into, [&](Extent range) { return protect(block, range); }));
   MD_TRY(const std::uint64_t holes, block.data.find_holes(into));
   return found + fresh + holes;
 }
 
 Result<std::uint64_t> DirtyLogWp::sync(DirtyBitmaps& into) {
-  if (userfault_ == nullptr) return machine_error("dirty log: asked before it was started");
+  if (!userfault_) return machine_error("dirty log: asked before it was started");
   std::uint64_t found = 0;
-  for (std::size_t index = 0; index < blocks_.size(); ++index) {
-    auto pages = sync_block(blocks_[index], into[index]);
+  for (Watched& block : blocks_) {
+    auto pages = sync_block(block, into[block.index]);
     if (!pages)
-      return std::move(pages).error().with(fmt::format("dirty log of '{}'", printable(map_->at(index).name())));
+      return std::move(pages).error().with(fmt::format("dirty log of '{}'", printable(map_->at(block.index).name())));
     found += *pages;
   }
   return found;
 }
 
 void DirtyLogWp::stop() noexcept {
-  // Nobody ever waits for an asynchronous fault. Closing the last descriptor unregisters every area, and clears
-  // the protection of its pages.
+  if (!userfault_) return;
+  // Nobody ever waits for an asynchronous fault. Closing the last descriptor unregisters every area, and clears the
+  // protection of its pages; where another process has a duplicate, that waits for no word of its.
+  if (!space_->is_here()) {
+    for (const Watched& block : blocks_)
+      [[maybe_unused]] const auto ended =
+          userfault_->unregister_range(space_->range(block.index, 0, map_->at(block.index).length()));
+  }
   blocks_.clear();
   userfault_.reset();
   scanner_.reset();
+  space_->unwatch(WatchPurpose::protect_async);
 }
 
 }  // namespace migrationd::ram

@@ -10,10 +10,11 @@
 
 #include "ram/data_tracker.hpp"
 #include "ram/dirty_log.hpp"
-#include "ram/userfaultfd.hpp"
+#include "ram/guest_space.hpp"
 
 #include <memory>
-#include <span>
+#include <optional>
+#include <utility>
 #include <vector>
 
 namespace migrationd::ram {
@@ -21,7 +22,7 @@ namespace migrationd::ram {
 class DirtyLogWp final : public DirtyLog {
  public:
   // As make_dirty_log(). Opens nothing until start().
-  static Result<std::unique_ptr<DirtyLogWp>> make(RamMap& map, std::span<std::byte* const> views);
+  static Result<std::unique_ptr<DirtyLogWp>> make(RamMap& map, GuestSpace& space, BlockChoice blocks = {});
   ~DirtyLogWp() override { stop(); }
 
   Result<void> start() override;
@@ -31,17 +32,20 @@ class DirtyLogWp final : public DirtyLog {
 
  private:
   struct Watched {
-    AddressRange view;
+    std::size_t index;  // of the block in the map
     DataTracker data;
   };
-  DirtyLogWp(RamMap& map, std::span<std::byte* const> views) : map_(&map), views_(views.begin(), views.end()) {}
+  DirtyLogWp(RamMap& map, GuestSpace& space, BlockChoice blocks)
+      : map_(&map), space_(&space), choice_(std::move(blocks)) {}
   Result<void> watch_blocks();
+  Result<void> protect(const Watched& block, Extent range) const;
   Result<std::uint64_t> sync_block(Watched& block, Bitmap& into);
 
   RamMap* map_;
-  std::vector<std::byte*> views_;
-  std::unique_ptr<Userfaultfd> userfault_;  // present while started
-  std::unique_ptr<PagemapScanner> scanner_;
+  GuestSpace* space_;
+  BlockChoice choice_;
+  std::optional<Userfaultfd> userfault_;  // present while started
+  std::optional<PagemapScanner> scanner_;
   std::vector<Watched> blocks_;
 };
 

@@ -30,6 +30,7 @@ class MemoryReader final : public PageReader {
     for (std::uint64_t i = 0; i < run.count; ++i) pages[i] = memory + i * page_size;
     return {};
   }
+  Result<void> check() const override { return map_.check(); }
 
  private:
   const RamMap& map_;

@@ -52,6 +52,8 @@ class PageReader {
   // Pages that look() calls data: pages[i] is that of run.first + i, page_size bytes, valid until the next read().
   // run.count <= most_pages == pages.size() at the least.
   virtual Result<void> read(std::size_t block, PageRun run, std::span<const std::byte*> pages) = 0;
+  // Whether what was read, and looked at since, was the page's own content: memory of another process can be gone.
+  virtual Result<void> check() const { return {}; }
 };
 
 class PageOrigin {

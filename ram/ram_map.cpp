@@ -5,9 +5,11 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <linux/memfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
 #include <utility>
@@ -92,6 +94,44 @@ Result<std::unique_ptr<RamBlock>> RamBlock::create(std::string name, std::uint64
       new RamBlock(std::move(name), length, backing_page, std::move(fd), std::move(*engine)));
 }
 
+Result<void> check_foreign_memory(int fd, std::uint64_t length, std::size_t page) {
+  // Only memfds take seals; a file of a disk or of /dev/shm has none that could be asked for, or cannot get this one.
+  const int seals = ::fcntl(fd, F_GET_SEALS);
+  if (seals < 0) return machine_error("the descriptor is no memfd");
+  if ((seals & F_SEAL_SHRINK) == 0) return machine_error("the memfd is not sealed against shrinking (F_SEAL_SHRINK)");
+  struct stat status {};
+  struct statfs system {};
+  if (::fstat(fd, &status) != 0 || ::fstatfs(fd, &system) != 0) return Error::from_errno("look at the memfd");
+  if (static_cast<std::uint64_t>(status.st_size) != length)
+    return machine_error(fmt::format("the memfd has {} bytes, not {}", status.st_size, length));
+  const std::size_t own_page = system.f_type == HUGETLBFS_MAGIC ? static_cast<std::size_t>(system.f_bsize) : page_size;
+  if (own_page != page) return machine_error(fmt::format("the memfd has pages of {} bytes, not of {}", own_page, page));
+  return {};
+}
+
+Result<std::unique_ptr<RamBlock>> RamBlock::adopt(std::string name, UniqueFd fd, std::uint64_t length,
+                                                  std::size_t backing_page) {
+  MD_CHECK(check_geometry(name, length, backing_page));
+  auto proved = check_foreign_memory(fd.get(), length, backing_page);
+  if (!proved) return std::move(proved).error().with(of_block(name));
+  auto engine = Mapping::of_fd(fd.get(), length);
+  if (!engine) return std::move(engine).error().with(of_block(name));
+  auto guard = BusGuard::watch(engine->data(), length, backing_page);
+  if (!guard) return std::move(guard).error().with(of_block(name));
+  std::unique_ptr<RamBlock> block(
+      new RamBlock(std::move(name), length, backing_page, std::move(fd), std::move(*engine)));
+  block->guard_ = std::move(*guard);
+  return block;
+}
+
+Result<void> RamBlock::check() const {
+  const auto broken = guard_ ? guard_->broken() : std::nullopt;
+  if (!broken) return {};
+  return machine_error(fmt::format(
+      "{}: the memory at {} could not be had (a huge page that was given back and is gone, or an error of the memory)",
+      of_block(name_), hex(*broken)));
+}
+
 Result<std::uint64_t> RamBlock::allocated_bytes() const {
   struct stat status {};
   if (::fstat(fd_.get(), &status) != 0) return Error::from_errno(of_block(name_) + ": count its pages");
@@ -139,6 +179,11 @@ std::uint64_t RamMap::total_bytes() const noexcept {
   std::uint64_t total = 0;
   for (const auto& block : blocks_) total += block->length();
   return total;
+}
+
+Result<void> RamMap::check() const {
+  for (const auto& block : blocks_) MD_CHECK(block->check());
+  return {};
 }
 
 Result<std::size_t> RamMap::find(std::string_view name) const {

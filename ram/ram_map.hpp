@@ -18,6 +18,7 @@
 
 #include "base/result.hpp"
 #include "base/unique_fd.hpp"
+#include "ram/bus_guard.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -61,6 +62,10 @@ class RamBlock {
   // and its engine view. backing_page is page_size, or huge_page_size for a hugetlb memfd; missing huge pages are
   // an error, never replaced by small ones.
   static Result<std::unique_ptr<RamBlock>> create(std::string name, std::uint64_t length, std::size_t backing_page);
+  // A memfd of another process: sealed against shrinking, of that length and with pages of that size. Its memory may
+  // turn out not to be there (ram/bus_guard.hpp); check() says so.
+  static Result<std::unique_ptr<RamBlock>> adopt(std::string name, UniqueFd fd, std::uint64_t length,
+                                                 std::size_t backing_page);
 
   const std::string& name() const noexcept { return name_; }
   std::uint64_t length() const noexcept { return length_; }  // "used length" on the wire
@@ -69,6 +74,8 @@ class RamBlock {
   int fd() const noexcept { return fd_.get(); }
   std::byte* engine() const noexcept { return engine_.data(); }
 
+  // Whether all that was read and written through the engine view really was: an error names block and offset.
+  Result<void> check() const;
   // Bytes the block really holds, by the file's own count of blocks.
   Result<std::uint64_t> allocated_bytes() const;
   // Gets all of the block from the kernel now, and into the engine view's page tables.
@@ -86,7 +93,11 @@ class RamBlock {
   std::size_t backing_page_;
   UniqueFd fd_;
   Mapping engine_;
+  std::unique_ptr<BusGuard> guard_;  // of a foreign block
 };
+
+// Proves what a process gave for shared memory: a memfd that cannot shrink, of `length` bytes and pages of `page`.
+Result<void> check_foreign_memory(int fd, std::uint64_t length, std::size_t page);
 
 // A proved range of guest memory: block index in its map, offset and length within the block's bounds.
 // Only RamMap makes one.
@@ -113,6 +124,8 @@ class RamMap {
   std::size_t size() const noexcept { return blocks_.size(); }
   RamBlock& at(std::size_t index) const noexcept { return *blocks_[index]; }
   std::uint64_t total_bytes() const noexcept;
+  // RamBlock::check() of all. Before a machine is handed over, or taken over.
+  Result<void> check() const;
   // Index of the block of that name, or an error naming it.
   Result<std::size_t> find(std::string_view name) const;
   // The only way from wire numbers to memory.

@@ -3,10 +3,16 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
+#include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <string>
 #include <utility>
 
 namespace migrationd::ram {
@@ -35,6 +41,13 @@ Result<UniqueFd> open_descriptor(bool user_mode_only_suffices) {
   return fd;
 }
 
+// What a descriptor is, by the kernel's name for it.
+std::string target_of(int fd) {
+  std::array<char, 256> target{};
+  const ssize_t length = ::readlink(fmt::format("/proc/self/fd/{}", fd).c_str(), target.data(), target.size());
+  return length > 0 ? std::string(target.data(), static_cast<std::size_t>(length)) : std::string();
+}
+
 }  // namespace
 
 Result<Userfaultfd> Userfaultfd::open(std::uint64_t features, bool user_mode_only_suffices) {
@@ -45,6 +58,24 @@ Result<Userfaultfd> Userfaultfd::open(std::uint64_t features, bool user_mode_onl
   if (::ioctl(fd.get(), UFFDIO_API, &api) != 0)
     return Error::from_errno(fmt::format("this kernel's userfaultfd lacks features {}", hex(features)));
   return Userfaultfd(std::move(fd));
+}
+
+Result<Userfaultfd> Userfaultfd::adopt(UniqueFd fd) {
+  const std::string what = target_of(fd.get());
+  if (what != "anon_inode:[userfaultfd]")
+    return wire_error(fmt::format("'{}' was given for a userfaultfd", printable(what)));
+  // Of the open file description: the other side's reads are as little to block as ours.
+  const int flags = ::fcntl(fd.get(), F_GETFL);
+  if (flags < 0 || ::fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK) < 0)
+    return Error::from_errno("make a userfaultfd non-blocking");
+  return Userfaultfd(std::move(fd));
+}
+
+std::size_t read_userfaults(int fd, std::span<uffd_msg> events) noexcept {
+  iovec piece{events.data(), events.size_bytes()};
+  ssize_t got = ::preadv2(fd, &piece, 1, -1, RWF_NOWAIT);
+  if (got < 0 && errno == EOPNOTSUPP) got = ::read(fd, piece.iov_base, piece.iov_len);
+  return got > 0 ? static_cast<std::size_t>(got) / sizeof(uffd_msg) : 0;
 }
 
 Result<void> Userfaultfd::register_range(AddressRange range, std::uint64_t mode) const {
@@ -87,6 +118,15 @@ Result<bool> Userfaultfd::map_existing(std::byte* page, std::uint64_t length) co
 Result<PagemapScanner> PagemapScanner::open() {
   UniqueFd fd(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   if (!fd) return Error::from_errno("open /proc/self/pagemap");
+  return PagemapScanner(std::move(fd));
+}
+
+Result<PagemapScanner> PagemapScanner::adopt(UniqueFd fd) {
+  struct statfs status {};
+  const bool in_proc = ::fstatfs(fd.get(), &status) == 0 && status.f_type == PROC_SUPER_MAGIC;
+  const std::string what = target_of(fd.get());
+  if (!in_proc || !what.ends_with("/pagemap"))
+    return wire_error(fmt::format("'{}' was given for a page map", printable(what)));
   return PagemapScanner(std::move(fd));
 }
 

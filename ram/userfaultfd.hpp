@@ -67,6 +67,8 @@ class Userfaultfd {
  public:
   // `user_mode_only_suffices`: accept a descriptor that does not catch faults of the kernel.
   static Result<Userfaultfd> open(std::uint64_t features, bool user_mode_only_suffices);
+  // One that another process made and shook hands with. Refuses a descriptor that is no userfaultfd.
+  static Result<Userfaultfd> adopt(UniqueFd fd);
 
   Result<void> register_range(AddressRange range, std::uint64_t mode) const;
   // Clears the protection of the range too. It does not wake waiters of write-protect mode: lift first.
@@ -84,10 +86,17 @@ class Userfaultfd {
   UniqueFd fd_;
 };
 
-// PAGEMAP_SCAN of this process.
+// The events that wait at a userfaultfd, as many as fit; 0: none now. Never blocks on kernels since 6.10, whatever the
+// flags of a descriptor that another process may change; before, on descriptors that are non-blocking.
+std::size_t read_userfaults(int fd, std::span<uffd_msg> events) noexcept;
+
+// PAGEMAP_SCAN of one address space.
 class PagemapScanner {
  public:
+  // This process's.
   static Result<PagemapScanner> open();
+  // That of the process which opened `fd`. Refuses a descriptor that is no page map.
+  static Result<PagemapScanner> adopt(UniqueFd fd);
   // Protects every page of `range` written since it was last protected (a page never protected counts as
   // written), and reports none of them.
   Result<void> protect(AddressRange range) const;

@@ -16,6 +16,7 @@
 #include "protocol/stream/configuration.hpp"
 #include "protocol/stream/sections.hpp"
 #include "ram/dirty_log.hpp"
+#include "ram/guest_space.hpp"
 #include "ram/page_origin.hpp"
 #include "ram/ram_map.hpp"
 
@@ -72,9 +73,8 @@ class Machine {
   // not be read. Null: they are in ram().
   virtual ram::PageOrigin* page_origin() noexcept { return nullptr; }
 
-  // Where the guest runs, one mapping in this process per block of ram(), in its order; empty: nothing runs here. For
-  // faults on pages that are still to come.
-  virtual std::vector<std::byte*> guest_views() const { return {}; }
+  // Where the guest runs; null: nothing runs. For faults on pages that are still to come.
+  virtual ram::GuestSpace* guest_space() noexcept { return nullptr; }
   // How many threads of the guest may wait for a page.
   virtual std::size_t vcpus() const noexcept { return 0; }
 

@@ -89,7 +89,8 @@ Result<void> SyntheticMachine::make_memory(const SyntheticOptions& options) {
     MD_TRY(auto view, ram::Mapping::of_fd(ram_.at(i).fd(), ram_.at(i).length()));
     views_.push_back(std::move(view));
   }
-  MD_TRY(dirty_log_, ram::make_dirty_log(ram_, std::span<const ram::Mapping>(views_), options.dirty_log));
+  space_ = std::make_unique<ram::LocalSpace>(std::span<const ram::Mapping>(views_));
+  MD_TRY(dirty_log_, ram::make_dirty_log(ram_, *space_, options.dirty_log));
   return {};
 }
 
@@ -158,12 +159,6 @@ Result<void> SyntheticMachine::pause() {
   running_.store(false, std::memory_order_release);
   take_counters();
   return {};
-}
-
-std::vector<std::byte*> SyntheticMachine::guest_views() const {
-  std::vector<std::byte*> views;
-  for (const ram::Mapping& view : views_) views.push_back(view.data());
-  return views;
 }
 
 void SyntheticMachine::throttle(unsigned percent) noexcept {

@@ -50,7 +50,7 @@ class SyntheticMachine final : public Machine {
   Result<void> resume() override;
   Result<void> pause() override;
   void throttle(unsigned percent) noexcept override;
-  std::vector<std::byte*> guest_views() const override;
+  ram::GuestSpace* guest_space() noexcept override { return space_.get(); }
   std::size_t vcpus() const noexcept override { return devices_.guest.threads; }
   ram::DirtyLog* dirty_log() noexcept override { return dirty_log_.get(); }
 
@@ -75,6 +75,7 @@ class SyntheticMachine final : public Machine {
 
   ram::RamMap ram_;
   std::vector<ram::Mapping> views_;  // one per block
+  std::unique_ptr<ram::LocalSpace> space_;
   std::unique_ptr<ram::DirtyLog> dirty_log_;
   MachineConfiguration configuration_;
   std::string instance_;

@@ -230,8 +230,10 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
   if (lifecycle_.in_progress()) return plan_error("The incoming migration has already been started");
   MD_TRY(auto run, new_run());
   MD_TRY(run->recovery, RecoveryControl::make());
-  // Better now than in the middle of a migration.
-  if (plan.postcopy && machine_) MD_CHECK(postcopy::check_userfaultfd(machine_->ram()));
+  // Better now than in the middle of a migration. A guest elsewhere is asked at ADVISE, by a thread that may wait.
+  if (auto* const space = machine_ ? machine_->guest_space() : nullptr;
+      plan.postcopy && space != nullptr && space->is_here())
+    MD_CHECK(postcopy::check_userfaultfd(machine_->ram(), *space));
 
   transports::ListenOptions listen;
   listen.allow_exec = options_.allow_exec;

@@ -444,6 +444,7 @@ Result<void> MigrationDestination::load_devices() {
 // From here on the machine is ours, whatever becomes of the connection: the stream was whole, and the source will not
 // run the machine without a word of ours or an explicit one of its user.
 Result<void> MigrationDestination::answer() {
+  MD_CHECK(machine_->ram().check());
   if (stop_.requested()) return cancelled_error();
   if (return_path_open_) {
     auto told = tell_source(stream::reply::Shut{0});

@@ -67,14 +67,15 @@ Result<void> PostcopyDestination::advise(const stream::command::PostcopyAdvise& 
   std::optional<std::uint64_t> own_sizes;
   if (resident != nullptr) own_sizes = or_of_page_sizes(resident->ram());
   MD_CHECK(state_.advise(advise, own_sizes, memory_began));
-  if (resident != nullptr) MD_CHECK(postcopy::check_userfaultfd(resident->ram()));
+  if (resident != nullptr && resident->guest_space() != nullptr)
+    MD_CHECK(postcopy::check_userfaultfd(resident->ram(), *resident->guest_space()));
   return {};
 }
 
 Result<void> PostcopyDestination::begin_memory(Machine& machine, std::span<const stream::RamSetupBlock> blocks) {
   machine_ = &machine;
   ram::RamMap& map = machine.ram();
-  const bool runs = !machine.guest_views().empty();
+  const bool runs = machine.guest_space() != nullptr;
   std::vector<BlockShape> shapes(map.size());
   for (const stream::RamSetupBlock& block : blocks) {
     MD_TRY(const std::size_t index, map.find(block.name));
@@ -97,7 +98,7 @@ Result<void> PostcopyDestination::begin_memory(Machine& machine, std::span<const
     for (BlockShape& shape : placed_) shape.host_pages = 1;
   }
   pages_ = std::make_unique<postcopy::DestinationPages>(std::move(shapes));
-  postcopy::forbid_huge_pages(map, machine.guest_views());
+  MD_CHECK(postcopy::forbid_huge_pages(map, machine.guest_space()));
   for (std::size_t i = 0; i < map.size(); ++i) {
     MD_CHECK(map.at(i).punch(0, map.at(i).length()));
     MD_CHECK(map.at(i).reserve());
@@ -157,8 +158,8 @@ Result<void> PostcopyDestination::listen() {
   MD_CHECK(state_.listen());
   return_channel_ = std::make_unique<postcopy::ReturnChannel>(pages_->blocks());
   MD_CHECK(return_channel_->open(*link_.main));
-  if (auto views = machine_->guest_views(); !views.empty()) {
-    auto memory = postcopy::GuestMemory::open(machine_->ram(), std::move(views));
+  if (auto* const space = machine_->guest_space()) {
+    auto memory = postcopy::GuestMemory::open(machine_->ram(), *space);
     if (!memory) return std::move(memory).error().with("postcopy listen");
     guest_memory_ = memory->get();
     placer_ = std::move(*memory);
@@ -200,6 +201,7 @@ Result<void> PostcopyDestination::load_and_run(std::vector<DeviceSection> early)
     [[maybe_unused]] const auto sent = return_channel_->send(stream::reply::Pong{ping});
   }
   // The daemon ends: better that nobody runs it than that it runs for a moment.
+  MD_CHECK(machine_->ram().check());
   if (stop_.requested()) return cancelled_error();
   MD_CHECK(state_.run());
   run_control_.incoming_loaded(*machine_, *received_state);
@@ -241,7 +243,8 @@ void PostcopyDestination::lose() {
   lost_ = true;
   run_control_.incoming_lost();
   if (guest_memory_ == nullptr) return;
-  stranded_ = true;
+  // In another process who waits goes on waiting by itself.
+  stranded_ = machine_->guest_space()->is_here();
   guest_memory_->abandon();
 }
 

@@ -259,6 +259,7 @@ Result<void> MigrationSource::go_by_postcopy() {
   MD_TRY(ram::DirtyBitmaps lacking, sender_->freeze());
   auto devices = machine_.save_devices(run_control_.outgoing_state_name());
   if (!devices) return std::move(devices).error().with("save devices");
+  MD_CHECK(machine_.ram().check());
   sent_before_ = sender_->total_sent();
   const bool nothing_sent = plan_.postcopy->at_once && progress_.normal_pages + progress_.zero_pages == 0;
   sender_.reset();
@@ -324,6 +325,7 @@ Result<void> MigrationSource::send_end() {
   stream::encode_eof(out);
   // QEMU waits for a description while the connection stays open; an empty one will do (stream.md section 10).
   if (description_ || plan_.return_path) stream::encode_description(out, description_.value_or(""));
+  MD_CHECK(machine_.ram().check());
   if (stop_.requested()) return cancelled_error();
   // Before append: what is larger than the writer's buffer goes out there and then.
   point_ = Point::eof_tried;

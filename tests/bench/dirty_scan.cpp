@@ -24,7 +24,8 @@ Result<void> measure(std::uint64_t bytes, int rounds) {
   std::memset(view.data(), 0xa5, bytes);  // all of it present: holes would cost nothing
   std::vector<ram::Mapping> views;
   views.push_back(std::move(view));
-  MD_TRY(auto log, ram::make_dirty_log(map, std::span<const ram::Mapping>(views), ram::DirtyLogKind::automatic));
+  ram::LocalSpace space{std::span<const ram::Mapping>(views)};
+  MD_TRY(auto log, ram::make_dirty_log(map, space, ram::DirtyLogKind::automatic));
   MD_CHECK(log->start());
   ram::DirtyBitmaps dirty;
   dirty.emplace_back(bytes / ram::page_size);

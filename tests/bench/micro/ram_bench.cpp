@@ -239,8 +239,8 @@ void bench_scan(std::string_view kind, std::size_t bytes) {
   RamMap map = map_of(bytes);
   const Mapping view = must(Mapping::of_fd(map.at(0).fd(), bytes));
   fill(view.data(), bytes);
-  std::byte* const views[] = {view.data()};
-  const auto log = must(make_dirty_log(map, views, kind == "sync" ? DirtyLogKind::wp_sync : DirtyLogKind::wp_async));
+  LocalSpace space(std::vector<std::byte*>{view.data()});
+  const auto log = must(make_dirty_log(map, space, kind == "sync" ? DirtyLogKind::wp_sync : DirtyLogKind::wp_async));
   DirtyBitmaps dirty(1, Bitmap(map.at(0).pages()));
   auto start = std::chrono::steady_clock::now();
   must(log->start());

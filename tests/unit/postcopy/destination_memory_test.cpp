@@ -30,6 +30,7 @@ constexpr std::uint64_t block_pages = 16;
 struct Guest {
   ram::RamMap map;
   ram::Mapping view;
+  std::unique_ptr<ram::LocalSpace> space;
   std::unique_ptr<StopSource> stop = testing::make_stop();
   testing::ChannelPair pair = testing::make_channel_pair(*stop, *stop);
   std::unique_ptr<DestinationPages> pages;
@@ -44,13 +45,14 @@ struct Guest {
     auto mapped = ram::Mapping::of_fd(map.at(0).fd(), map.at(0).length());
     REQUIRE(mapped.has_value());
     view = std::move(*mapped);
+    space = std::make_unique<ram::LocalSpace>(std::vector<std::byte*>{view.data()});
     pages = std::make_unique<DestinationPages>(
         std::vector<BlockShape>{{"ram", map.at(0).pages(), backing / ram::page_size}});
     requests = std::make_unique<ReturnChannel>(pages->blocks());
     REQUIRE(requests->open(*pair.left).has_value());
   }
   void listen() {
-    auto opened = GuestMemory::open(map, {view.data()});
+    auto opened = GuestMemory::open(map, *space);
     REQUIRE(opened.has_value());
     memory = std::move(*opened);
     auto started = FaultThread::start(*memory, *pages, *requests);
@@ -211,7 +213,7 @@ TEST_CASE("GuestMemory.ends_a_process_whose_engine_touches_a_missing_page") {
     if (child == 0) {
       ::signal(SIGSEGV, SIG_DFL);
       Guest guest;
-      auto opened = GuestMemory::open(guest.map, {guest.view.data()});
+      auto opened = GuestMemory::open(guest.map, *guest.space);
       if (!opened) ::_exit(1);
       auto* const engine = static_cast<volatile std::byte*>(guest.map.at(0).engine());
       if (write) {

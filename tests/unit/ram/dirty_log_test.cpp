@@ -20,6 +20,7 @@ constexpr std::size_t mib = std::size_t{1} << 20;
 struct Guest {
   RamMap map;
   std::vector<Mapping> views;
+  std::unique_ptr<LocalSpace> here;
   DirtyBitmaps dirty;
 
   explicit Guest(std::initializer_list<std::size_t> lengths) {
@@ -32,6 +33,10 @@ struct Guest {
       dirty.emplace_back(length / page_size);
       REQUIRE(map.add(std::move(*block)).has_value());
     }
+  }
+  GuestSpace& space() {
+    here = std::make_unique<LocalSpace>(std::span<const Mapping>(views));
+    return *here;
   }
   void write(std::size_t block, std::size_t page, int value = 1) {
     views[block].data()[page * page_size + 100] = static_cast<std::byte>(value);
@@ -50,7 +55,7 @@ struct Guest {
 };
 
 std::unique_ptr<DirtyLog> log_of(Guest& guest, DirtyLogKind kind) {
-  auto log = make_dirty_log(guest.map, guest.views, kind);
+  auto log = make_dirty_log(guest.map, guest.space(), kind);
   if (!log) {
     WARN("skipped: " << log.error().text());
     return nullptr;

@@ -136,7 +136,8 @@ TEST_CASE("Transfer.memory_is_equal_at_hand_over_whatever_a_racing_guest_writes"
   RamMap to = map_of({4000, 700, 1});
   leave_noise(to, old);
   auto views = views_of(from);
-  auto log = make_dirty_log(from, views, kind);
+  LocalSpace space{std::span<const Mapping>(views)};
+  auto log = make_dirty_log(from, space, kind);
   if (!log) {
     WARN("skipped: " << log.error().text());
     return;
@@ -277,7 +278,8 @@ TEST_CASE("Transfer.memory_is_equal_when_pages_go_as_deltas") {
   RamMap from = map_of({2000, 300, 1});
   RamMap to = map_of({2000, 300, 1});
   auto views = views_of(from);
-  auto log = make_dirty_log(from, views, DirtyLogKind::automatic);
+  LocalSpace space{std::span<const Mapping>(views)};
+  auto log = make_dirty_log(from, space, DirtyLogKind::automatic);
   REQUIRE(log.has_value());
   Writer writer{views};
   writer.write_some(3000);

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory of other processes: what is taken, and that its faults end nothing.
+#include "ram/bus_guard.hpp"
+#include "ram/ram_map.hpp"
+#include "ram/userfaultfd.hpp"
+#include "tests/unit/catch.hpp"
+
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <fstream>
+#include <vector>
+
+using namespace migrationd;
+using namespace migrationd::ram;
+
+namespace {
+
+constexpr unsigned huge = MFD_HUGETLB | MFD_HUGE_2MB;
+
+UniqueFd memfd(std::uint64_t length, int seals, unsigned flags = 0) {
+  UniqueFd fd(::memfd_create("foreign", MFD_CLOEXEC | MFD_ALLOW_SEALING | flags));
+  REQUIRE(fd.get() >= 0);
+  REQUIRE(::ftruncate(fd.get(), static_cast<off_t>(length)) == 0);
+  REQUIRE(::fcntl(fd.get(), F_ADD_SEALS, seals) == 0);
+  return fd;
+}
+
+std::string refusal(UniqueFd fd, std::uint64_t length, std::size_t page = page_size) {
+  auto block = RamBlock::adopt("foreign", std::move(fd), length, page);
+  REQUIRE_FALSE(block.has_value());
+  return block.error().text();
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+std::uint64_t huge_pages(const char* which) {
+  std::ifstream file(std::string("/sys/kernel/mm/hugepages/hugepages-2048kB/") + which);
+  std::uint64_t pages = 0;
+  file >> pages;
+  return pages;
+}
+
+}  // namespace
+
+TEST_CASE("RamBlock.adopts_the_sealed_memfd_of_another_process") {
+  UniqueFd fd = memfd(4 * page_size, F_SEAL_SHRINK);
+  const char byte = 7;
+  REQUIRE(::pwrite(fd.get(), &byte, 1, page_size) == 1);
+  auto block = RamBlock::adopt("foreign", std::move(fd), 4 * page_size, page_size);
+  REQUIRE(block.has_value());
+  CHECK((*block)->engine()[page_size] == std::byte{7});
+  CHECK((*block)->check().has_value());
+}
+
+TEST_CASE("RamBlock.refuses_a_foreign_memfd_that_could_shrink_or_is_not_what_was_said") {
+  CHECK(contains(refusal(memfd(page_size, 0), page_size), "not sealed against shrinking"));
+  CHECK(contains(refusal(memfd(page_size, F_SEAL_SHRINK), 2 * page_size), "has 4096 bytes, not 8192"));
+  CHECK(contains(refusal(memfd(huge_page_size, F_SEAL_SHRINK), huge_page_size, huge_page_size), "pages of 4096 bytes"));
+  CHECK(contains(refusal(memfd(page_size, F_SEAL_SHRINK), 100), "not a multiple"));
+  CHECK(contains(refusal(memfd(page_size, F_SEAL_SHRINK | F_SEAL_WRITE), page_size), "Operation not permitted"));
+  CHECK(contains(refusal(UniqueFd(::open("/dev/zero", O_RDWR | O_CLOEXEC)), page_size), "no memfd"));
+  CHECK(contains(refusal(UniqueFd(::open("/tmp", O_RDONLY | O_CLOEXEC)), page_size), "no memfd"));
+  CHECK(contains(refusal(UniqueFd(), page_size), "no memfd"));
+}
+
+TEST_CASE("Userfaultfd.and_page_map_are_taken_for_what_they_are") {
+  CHECK_FALSE(Userfaultfd::adopt(memfd(page_size, 0)).has_value());
+  CHECK_FALSE(PagemapScanner::adopt(memfd(page_size, 0)).has_value());
+  CHECK_FALSE(PagemapScanner::adopt(UniqueFd(::open("/proc/self/maps", O_RDONLY | O_CLOEXEC))).has_value());
+  CHECK(PagemapScanner::adopt(UniqueFd(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC))).has_value());
+}
+
+TEST_CASE("BusGuard.puts_zeros_where_memory_is_gone_and_says_where") {
+  // A file that is shorter than its mapping faults as a huge page does that somebody else took.
+  const UniqueFd fd = memfd(page_size, 0);
+  auto mapping = Mapping::of_fd(fd.get(), 4 * page_size);
+  REQUIRE(mapping.has_value());
+  auto guard = BusGuard::watch(mapping->data(), mapping->size(), page_size);
+  REQUIRE(guard.has_value());
+  volatile std::byte* const memory = mapping->data();
+  CHECK(memory[10] == std::byte{0});
+  CHECK_FALSE((*guard)->broken().has_value());
+  memory[2 * page_size + 5] = std::byte{9};
+  CHECK((*guard)->broken() == 2 * page_size);
+  CHECK(memory[2 * page_size + 5] == std::byte{9});
+  CHECK(memory[3 * page_size] == std::byte{0});
+  CHECK((*guard)->broken() == 2 * page_size);
+}
+
+TEST_CASE("BusGuard.leaves_a_bus_error_elsewhere_as_deadly_as_it_was") {
+  const UniqueFd fd = memfd(page_size, 0);
+  auto guarded = Mapping::of_fd(fd.get(), page_size);
+  auto bare = Mapping::of_fd(fd.get(), 2 * page_size);
+  REQUIRE(guarded.has_value());
+  REQUIRE(bare.has_value());
+  auto guard = BusGuard::watch(guarded->data(), guarded->size(), page_size);
+  REQUIRE(guard.has_value());
+  int status = 0;
+  const pid_t faulting = ::fork();
+  if (faulting == 0) {
+    ::close(2);  // a sanitizer's report
+    volatile std::byte* const memory = bare->data();
+    memory[page_size] = std::byte{1};
+    ::_exit(0);
+  }
+  REQUIRE(::waitpid(faulting, &status, 0) == faulting);
+  CHECK_FALSE((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+}
+
+TEST_CASE("RamBlock.knows_a_huge_page_that_was_punched_and_taken") {
+  if (huge_pages("nr_hugepages") == 0) {
+    WARN("skipped: no huge pages (sysctl vm.nr_hugepages)");
+    return;
+  }
+  // Promised to somebody: what is touched without a promise is not to be had. Others may give pages back meanwhile, so
+  // that it takes several attempts at times.
+  std::vector<Mapping> promised;
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    UniqueFd fd = memfd(2 * huge_page_size, F_SEAL_SHRINK, huge);
+    auto block = RamBlock::adopt("huge", std::move(fd), 2 * huge_page_size, huge_page_size);
+    REQUIRE(block.has_value());
+    for (std::uint64_t free = huge_pages("free_hugepages") - huge_pages("resv_hugepages"); free > 0; free /= 2) {
+      const std::size_t length = free * huge_page_size;
+      void* const at = ::mmap(nullptr, length, PROT_READ | PROT_WRITE,
+                              MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB | (21 << MAP_HUGE_SHIFT), -1, 0);
+      if (at != MAP_FAILED) promised.emplace_back(static_cast<std::byte*>(at), length);
+    }
+    volatile std::byte* const memory = (*block)->engine();
+    memory[huge_page_size + 100] = std::byte{1};
+    auto whole = (*block)->check();
+    if (whole) continue;
+    CHECK(contains(whole.error().text(), "block 'huge': the memory at 0x200000 could not be had"));
+    return;
+  }
+  WARN("skipped: others give huge pages back all the time");
+}
