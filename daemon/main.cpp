@@ -23,6 +23,7 @@
 #include <array>
 #include <csignal>
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,13 +53,18 @@ class Daemon {
         passed_(std::move(passed)),
         service_(service_options(std::move(inherited)), events_,
                  [this](std::function<void()> job) { loop_.post(std::move(job)); }),
-        server_(loop_, events_, service_, control_options(), [this] { loop_.stop(); }) {}
+        server_(loop_, events_, service_, control_options(), [this] { loop_.stop(); }) {
+    if (!options_.attached) return;
+    guests_ = std::make_unique<GuestDoor>(loop_, service_, *options_.attached, fmt::format("migrationd {}", version),
+                                          [this] { receive_into_guest(); });
+  }
 
   Result<void> start() {
     MD_CHECK(make_machine());
     // Before the sockets: whoever finds one may end us already.
     handle_signals();
     MD_CHECK(open_control());
+    if (guests_) return guests_->open();
     if (options_.incoming) {
       auto started = service_.migrate_incoming(*options_.incoming, false, server_.fds());
       if (!started) return std::move(started).error().with("--incoming");
@@ -71,6 +77,7 @@ class Daemon {
     loop_.run();
     service::notify_stopping();
     log::info("ends: {}", service_.shut_down());
+    if (guests_) guests_->close();
     server_.shut_down();
     // Neither its threads nor its memory can be let go of in order.
     if (service_.guest_is_stranded()) ::_exit(EXIT_FAILURE);
@@ -82,6 +89,7 @@ class Daemon {
     migration::ServiceOptions options;
     options.start_paused = options_.paused;
     options.allow_exec = options_.allow_exec;
+    options.attached = options_.attached.has_value();
     options.worker_cpus = options_.worker_cpus;
     options.uuid = options_.uuid;
     options.inherited_fds = std::move(inherited);
@@ -112,6 +120,17 @@ class Daemon {
     return service_.cont();
   }
 
+  // --incoming with an attached guest: as soon as an empty one is there, and once.
+  void receive_into_guest() {
+    const auto address = std::exchange(options_.incoming, std::nullopt);
+    if (!address) return;
+    auto started = service_.migrate_incoming(*address, false, server_.fds());
+    if (started) return;
+    log::error("--incoming: {}", started.error().text());
+    exit_status_ = EXIT_FAILURE;
+    loop_.stop();
+  }
+
   Result<void> open_control() {
     for (UniqueFd& socket : passed_) MD_CHECK(server_.adopt(std::move(socket)));
     for (const control::SocketOptions& socket : options_.qmp) MD_CHECK(server_.listen(socket));
@@ -135,6 +154,7 @@ class Daemon {
   control::EventBus events_;
   migration::DaemonService service_;
   control::ControlServer server_;
+  std::unique_ptr<GuestDoor> guests_;  // of an attached machine
   int exit_status_ = EXIT_SUCCESS;
 };
 

@@ -19,7 +19,8 @@ constexpr const char* incoming_text =
     "receive a machine: defer (wait for migrate-incoming), a URI, or one MigrationChannel as JSON";
 constexpr const char* machine_text =
     "parked (default), or synthetic[,ram=SIZE][,page-size=4K|2M][,dirty-rate=SIZE][,working-set=SIZE]"
-    "[,touched=SIZE][,threads=N][,seed=N][,log=PATH][,dirty-log=auto|async|sync][,prealloc=on|off]";
+    "[,touched=SIZE][,threads=N][,seed=N][,log=PATH][,dirty-log=auto|async|sync][,prealloc=on|off]"
+    ", or attached,socket=PATH[,mode=OCTAL][,group=NAME][,uid=N][,deadline=MS]";
 
 struct Words {
   std::vector<std::string> qmp;
@@ -66,7 +67,14 @@ Result<void> take_machine(const std::string& word, DaemonOptions& options) {
     options.synthetic = std::move(*synthetic);
     return {};
   }
-  if (kind != "parked") return plan_error("--machine: '" + printable(kind) + "' is neither parked nor synthetic");
+  if (kind == "attached") {
+    auto attached = parse_attached_options(word);
+    if (!attached) return std::move(attached).error().with("--machine");
+    options.attached = std::move(*attached);
+    return {};
+  }
+  if (kind != "parked")
+    return plan_error("--machine: '" + printable(kind) + "' is none of parked, synthetic and attached");
   if (word != kind) return plan_error("--machine: parked takes no further words; its machine comes from a source");
   return {};
 }

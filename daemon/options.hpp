@@ -8,6 +8,7 @@
 
 #include "base/result.hpp"
 #include "daemon/control/listening_socket.hpp"
+#include "daemon/guest_door.hpp"
 #include "daemon/machine/synthetic_options.hpp"
 #include "protocol/stream/configuration.hpp"
 #include "transports/address.hpp"
@@ -23,8 +24,10 @@ struct DaemonOptions {
   // --incoming: `defer` was said, and at most one address.
   bool waits = false;
   std::optional<transports::Address> incoming;
-  std::optional<SyntheticOptions> synthetic;  // --machine; nothing: parked
-  bool paused = false;                        // --paused
+  // --machine; neither: parked.
+  std::optional<SyntheticOptions> synthetic;
+  std::optional<AttachedOptions> attached;
+  bool paused = false;  // --paused
   std::optional<std::string> name;
   std::optional<std::string> uuid_text;
   std::optional<stream::Uuid> uuid;

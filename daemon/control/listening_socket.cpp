@@ -40,20 +40,23 @@ UniqueFd lock_directory(const std::string& path) {
   return directory;
 }
 
-Result<sockaddr_un> address_of(const std::string& path) {
+const char* use_name(SocketUse use) noexcept { return use == SocketUse::guest ? "guest socket" : "control socket"; }
+
+Result<sockaddr_un> address_of(const std::string& path, SocketUse use) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.empty()) return plan_error("control socket: the path is empty");
+  if (path.empty()) return plan_error(fmt::format("{}: the path is empty", use_name(use)));
   if (path.size() >= sizeof address.sun_path) {
-    return plan_error(fmt::format("control socket: UNIX socket path '{}' is too long", printable(path, 200)));
+    return plan_error(fmt::format("{}: UNIX socket path '{}' is too long", use_name(use), printable(path, 200)));
   }
   std::memcpy(address.sun_path, path.data(), path.size());
   return address;
 }
 
-Result<UniqueFd> new_socket() {
-  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket) return Error::from_errno("control socket: socket");
+Result<UniqueFd> new_socket(SocketUse use) {
+  UniqueFd socket(
+      ::socket(AF_UNIX, (use == SocketUse::guest ? SOCK_SEQPACKET : SOCK_STREAM) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!socket) return Error::from_errno(fmt::format("{}: socket", use_name(use)));
   return socket;
 }
 
@@ -62,77 +65,77 @@ int connect_once(int socket, const sockaddr_un& address) {
 }
 
 // Leaves nothing at the path, or says why the path cannot be ours.
-Result<void> clear_path(const std::string& path, const sockaddr_un& address) {
+Result<void> clear_path(const std::string& path, const sockaddr_un& address, SocketUse use) {
   struct stat status {};
   if (::lstat(path.c_str(), &status) != 0) {
     if (errno == ENOENT) return {};
-    return Error::from_errno(fmt::format("control socket {}", path));
+    return Error::from_errno(fmt::format("{} {}", use_name(use), path));
   }
   if (!S_ISSOCK(status.st_mode)) {
-    return plan_error(fmt::format("control socket {}: the path exists and is not a socket", path));
+    return plan_error(fmt::format("{} {}: the path exists and is not a socket", use_name(use), path));
   }
-  MD_TRY(const UniqueFd probe, new_socket());
+  MD_TRY(const UniqueFd probe, new_socket(use));
   const int err = connect_once(probe.get(), address);
   // EAGAIN: the queue of a live socket is full.
   if (err == 0 || err == EAGAIN) {
-    return plan_error(fmt::format("control socket {}: in use by another process", path));
+    return plan_error(fmt::format("{} {}: in use by another process", use_name(use), path));
   }
   if (err != ECONNREFUSED)
-    return Error::from_errno(fmt::format("control socket {}: cannot tell whose it is", path), err);
+    return Error::from_errno(fmt::format("{} {}: cannot tell whose it is", use_name(use), path), err);
   if (::unlink(path.c_str()) != 0)
-    return Error::from_errno(fmt::format("control socket {}: remove stale socket", path));
+    return Error::from_errno(fmt::format("{} {}: remove stale socket", use_name(use), path));
   return {};
 }
 
-Result<gid_t> group_id(const std::string& group) {
+Result<gid_t> group_id(const std::string& group, SocketUse use) {
   gid_t id = 0;
   const auto [end, error] = std::from_chars(group.data(), group.data() + group.size(), id);
   if (error == std::errc{} && end == group.data() + group.size()) return id;
   // getgrnam: the process has one thread when sockets are made.
   if (const auto* entry = ::getgrnam(group.c_str())) return entry->gr_gid;
-  return plan_error(fmt::format("control socket: there is no group '{}'", printable(group)));
+  return plan_error(fmt::format("{}: there is no group '{}'", use_name(use), printable(group)));
 }
 
-Result<void> set_access(const SocketOptions& options) {
+Result<void> set_access(const SocketOptions& options, SocketUse use) {
   if (options.group) {
-    MD_TRY(const gid_t id, group_id(*options.group));
+    MD_TRY(const gid_t id, group_id(*options.group, use));
     if (::chown(options.path.c_str(), static_cast<uid_t>(-1), id) != 0) {
       return Error::from_errno(
-          fmt::format("control socket {}: set group '{}'", options.path, printable(*options.group)));
+          fmt::format("{} {}: set group '{}'", use_name(use), options.path, printable(*options.group)));
     }
   }
   const mode_t mode = options.mode.value_or(options.group ? 0660 : 0600);
   if (::chmod(options.path.c_str(), mode & any_bits) != 0) {
-    return Error::from_errno(fmt::format("control socket {}: set mode {:o}", options.path, mode));
+    return Error::from_errno(fmt::format("{} {}: set mode {:o}", use_name(use), options.path, mode));
   }
   return {};
 }
 
 }  // namespace
 
-Result<ListeningSocket> ListeningSocket::bind(const SocketOptions& options) {
-  MD_TRY(const sockaddr_un address, address_of(options.path));
+Result<ListeningSocket> ListeningSocket::bind(const SocketOptions& options, SocketUse use) {
+  MD_TRY(const sockaddr_un address, address_of(options.path, use));
   const UniqueFd lock = lock_directory(options.path);
-  MD_CHECK(clear_path(options.path, address));
-  MD_TRY(UniqueFd socket, new_socket());
+  MD_CHECK(clear_path(options.path, address, use));
+  MD_TRY(UniqueFd socket, new_socket(use));
 
   const mode_t before = ::umask(0177);  // nobody else may connect until mode and group are set
   const int bound = ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
   const int err = errno;
   ::umask(before);
-  if (bound != 0) return Error::from_errno(fmt::format("control socket {}: bind", options.path), err);
+  if (bound != 0) return Error::from_errno(fmt::format("{} {}: bind", use_name(use), options.path), err);
 
   ListeningSocket listening(std::move(socket), "unix:" + options.path);
   struct stat status {};
   if (::stat(options.path.c_str(), &status) != 0) {
-    return Error::from_errno(fmt::format("control socket {}", options.path));
+    return Error::from_errno(fmt::format("{} {}", use_name(use), options.path));
   }
   listening.path_ = options.path;
   listening.device_ = status.st_dev;
   listening.inode_ = status.st_ino;
-  MD_CHECK(set_access(options));
+  MD_CHECK(set_access(options, use));
   if (::listen(listening.fd(), backlog) != 0) {
-    return Error::from_errno(fmt::format("control socket {}: listen", options.path));
+    return Error::from_errno(fmt::format("{} {}: listen", use_name(use), options.path));
   }
   return listening;
 }

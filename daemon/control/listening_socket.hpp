@@ -15,10 +15,14 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
 namespace migrationd::control {
+
+// Clients that talk to the daemon (a stream), or a guest that attaches (packets).
+enum class SocketUse : std::uint8_t { control, guest };
 
 struct SocketOptions {
   std::string path;
@@ -28,7 +32,7 @@ struct SocketOptions {
 
 class ListeningSocket {
  public:
-  static Result<ListeningSocket> bind(const SocketOptions& options);
+  static Result<ListeningSocket> bind(const SocketOptions& options, SocketUse use = SocketUse::control);
   // A listening stream socket made by somebody else (socket activation); its path is theirs to remove.
   static Result<ListeningSocket> adopt(UniqueFd socket);
 

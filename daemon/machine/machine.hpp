@@ -2,8 +2,8 @@
 //
 // Machine: what is migrated. Memory, dirty log, devices, run control.
 //
-// The migration code knows no more of a machine than this. Two kinds exist: parked (opaque devices, never
-// runs) and synthetic (runs built-in threads); a third, attached (another process), is planned.
+// The migration code knows no more of a machine than this. Three kinds exist: parked (opaque devices, never runs),
+// synthetic (runs built-in threads) and attached (runs in another process).
 //
 // Thread: members are called by the one thread that works on the machine: the mover during a migration, a worker
 // during verify-machine and calc-dirty-rate, control else. resume() and pause() are called under RunControl's mutex.
@@ -30,7 +30,10 @@
 
 namespace migrationd {
 
-enum class MachineKind : std::uint8_t { parked, synthetic };
+enum class MachineKind : std::uint8_t { parked, synthetic, attached };
+
+// What became of a machine, for its guest to know.
+enum class MachineOutcome : std::uint8_t { left, stays, arrived };
 
 // The configuration section without its validated capabilities (stream.md section 3): those belong to a
 // migration, not to the machine.
@@ -90,6 +93,17 @@ class Machine {
   virtual Result<DeviceState> save_devices(std::string_view run_state) = 0;
   // Replaces the state of the devices; the machine is paused. Returns the run state the stream named, if any.
   virtual Result<std::optional<std::string>> load_devices(DeviceState state) = 0;
+
+  // --- may it be migrated -------------------------------------------------------------------------------
+  // `running`: it runs now. The error is the whole text of the refusal.
+  virtual Result<void> check_may_leave(bool) const { return {}; }
+  virtual Result<void> check_may_arrive() const { return {}; }
+  // Why an outgoing migration would be refused; control thread.
+  virtual std::vector<std::string> blocked_reasons() const { return {}; }
+  // Tells the guest, which may have to end with its machine. Never waits for it.
+  virtual void note_outcome(MachineOutcome, const std::string&) noexcept {}
+  // False when memory and devices are all here: a guest that dies takes nothing along. Any thread.
+  virtual bool needs_guest() const noexcept { return true; }
 
   // Checks the guest's memory pattern; {"checked-pages": N, ...}. Only machines that have one. Takes as long as reading
   // the memory does; `stop` ends it within a few milliseconds with ErrorKind::cancelled.

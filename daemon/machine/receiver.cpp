@@ -6,6 +6,7 @@
 namespace migrationd {
 
 Result<void> ResidentReceiver::begin(const MachineConfiguration& configuration) {
+  MD_CHECK(machine_.check_may_arrive());
   const std::string& own = machine_.configuration().machine_name;
   if (configuration.machine_name == own) return {};
   return machine_error(

@@ -200,6 +200,12 @@ Result<void> Devices::check_settled() const {
   return {};
 }
 
+Result<vmstate::DeviceSet> run_state_set(RunState& state, std::uint32_t section_id) {
+  vmstate::DeviceSet devices(section_id);
+  MD_CHECK(devices.add(run_state_table, state));
+  return devices;
+}
+
 Result<vmstate::DeviceSet> Devices::set(std::uint32_t first_section_id) {
   vmstate::DeviceSet devices(first_section_id);
   MD_CHECK(devices.add(clock_table, clock));

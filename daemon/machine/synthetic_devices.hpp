@@ -100,6 +100,9 @@ struct RunState {
   Result<void> check_loaded();
 };
 
+// The run state alone, for machines with devices of other kinds.
+Result<vmstate::DeviceSet> run_state_set(RunState& state, std::uint32_t section_id);
+
 struct Devices {
   GuestState guest;
   ClockState clock;

@@ -51,6 +51,37 @@ void DaemonService::adopt_machine(std::unique_ptr<Machine> machine, bool waits) 
   if (!waits) run_control_.adopt(*machine_);
 }
 
+// --- attached guests --------------------------------------------------------------------------------------------
+
+Result<void> DaemonService::guest_ready(std::unique_ptr<Machine> machine, guest::GuestState state) {
+  MD_CHECK(check_idle());
+  if (machine_) return machine_error("this daemon has its machine already");
+  machine_ = std::move(machine);
+  lost_ = false;
+  guest_lost_.reset();
+  machine_waits_ = state == guest::GuestState::empty;
+  if (machine_waits_) {
+    run_control_.await_machine();
+  } else {
+    run_control_.adopt(*machine_, state == guest::GuestState::running ? qmp::RunState::running : qmp::RunState::paused);
+  }
+  return {};
+}
+
+void DaemonService::guest_gone(const Error& why, std::function<void()> dropped) {
+  guest_lost_ = why.text();
+  guest_dropped_ = std::move(dropped);
+  if (!run_ && !worker_) return drop_guest();
+  // What is all here goes on without its guest.
+  if (run_ && machine_ && machine_->needs_guest()) run_->stop->request();
+}
+
+void DaemonService::drop_guest() {
+  machine_.reset();
+  run_control_.machine_gone();
+  if (const auto dropped = std::exchange(guest_dropped_, nullptr)) dropped();
+}
+
 // --- settings ---------------------------------------------------------------------------------------------------
 
 Result<void> DaemonService::replace_capabilities(const qmp::Capabilities& capabilities) {
@@ -141,7 +172,11 @@ Result<void> DaemonService::migrate(const transports::Address& address, bool res
   if (resume) return resume_migration(address, fds);
   MD_TRY(SourcePlan plan, make_source_plan(capabilities_, parameters_, address));
   MD_CHECK(check_idle());
+  if (options_.attached && !machine_) {
+    return machine_error("No guest is attached to this daemon: there is no machine to migrate");
+  }
   MD_CHECK(run_control_.check_may_migrate());
+  MD_CHECK(machine_->check_may_leave(run_control_.state() == qmp::RunState::running));
   MD_CHECK(check_resumable(plan));
   MD_TRY(auto run, new_run());
   MD_TRY(run->postcopy, PostcopyControl::make());
@@ -196,6 +231,14 @@ Result<void> DaemonService::resume_migration(const transports::Address& address,
   return {};
 }
 
+// Ended by `yank`, not by migrate_cancel: to the client the channel broke (qmp.md 9.9). Ended for want of the guest:
+// that is why.
+std::string DaemonService::text_of(const Error& error, bool cancelled) const {
+  if (!error.is_cancelled()) return error.text();
+  if (guest_lost_) return "the guest is gone: " + *guest_lost_;
+  return cancelled ? "" : "Channel error: Input/output error";
+}
+
 void DaemonService::finish_outgoing(Run& run) {
   SourceOutcome& outcome = *run.source_outcome;
   log_summary(run, outcome.result);
@@ -203,9 +246,9 @@ void DaemonService::finish_outgoing(Run& run) {
 
   const Error& error = outcome.result.error();
   // A cancel that came after the point of no return did not cancel anything: the truth is `failed`.
-  const bool cancelled = lifecycle_.status() == MigrationStatus::cancelling && outcome.ownership == Ownership::ours;
-  // Ended by `yank`, not by migrate_cancel: to the client the channel broke (qmp.md 9.9).
-  error_text_ = error.is_cancelled() ? std::string(cancelled ? "" : "Channel error: Input/output error") : error.text();
+  const bool cancelled =
+      lifecycle_.status() == MigrationStatus::cancelling && outcome.ownership == Ownership::ours && !guest_lost_;
+  error_text_ = text_of(error, cancelled);
   if (error_text_->empty()) error_text_.reset();
   if (cancelled) {
     if (outcome.resumed) events_.resume();
@@ -228,6 +271,10 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
     return plan_error("'-incoming' was not specified on the command line");
   }
   if (lifecycle_.in_progress()) return plan_error("The incoming migration has already been started");
+  if (options_.attached && (!machine_ || !machine_waits_)) {
+    return machine_error(
+        "No guest is attached that could take a machine (md_guest_attach with MD_EMPTY): start it first");
+  }
   MD_TRY(auto run, new_run());
   MD_TRY(run->recovery, RecoveryControl::make());
   // Better now than in the middle of a migration. A guest elsewhere is asked at ADVISE, by a thread that may wait.
@@ -271,6 +318,8 @@ void DaemonService::finish_incoming(Run& run) {
   if (outcome.machine) machine_ = std::move(outcome.machine);
   lost_ = outcome.lost;
   stranded_ = outcome.stranded;
+  // What came of it is nothing that another stream could be loaded into.
+  if (lost_ && options_.attached) machine_waits_ = false;
   blocktime_ = std::move(outcome.blocktime);
   log_summary(run, outcome.result);
   if (outcome.result) {
@@ -280,7 +329,7 @@ void DaemonService::finish_incoming(Run& run) {
   }
   const Error& error = outcome.result.error();
   if (lifecycle_.status() == MigrationStatus::cancelling) return take_status(MigrationStatus::cancelled);
-  error_text_ = error.is_cancelled() ? "Channel error: Input/output error" : error.text();
+  error_text_ = text_of(lost_ && guest_lost_ ? cancelled_error() : error, false);
   take_status(MigrationStatus::failed);
   if (run.exit_on_error && options_.exit_on_error) options_.exit_on_error();
 }
@@ -312,6 +361,7 @@ void DaemonService::finish_run(std::uint64_t id) {
   } else {
     finish_incoming(*run);
   }
+  if (guest_dropped_) drop_guest();
 }
 
 void DaemonService::log_summary(const Run& run, const Result<void>& result) const {
@@ -445,6 +495,7 @@ std::string DaemonService::fate_of_machine() const {
   }
   if (run_control_.state() == qmp::RunState::postmigrate) return "the machine was saved to a file";
   if (machine_->page_origin() != nullptr) return "the machine is still in the file it was opened from";
+  if (machine_->kind() == MachineKind::attached) return "the guest goes on by itself, and may attach again";
   return machine_->kind() == MachineKind::parked ? "the parked machine is lost: it was held in memory only"
                                                  : "the machine ends with this process";
 }

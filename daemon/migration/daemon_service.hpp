@@ -12,6 +12,7 @@
 
 #include "daemon/machine/machine.hpp"
 #include "daemon/migration/destination.hpp"
+#include "daemon/migration/guest_keeper.hpp"
 #include "daemon/migration/lifecycle.hpp"
 #include "daemon/migration/live_limits.hpp"
 #include "daemon/migration/run_control.hpp"
@@ -32,6 +33,7 @@ using Post = std::function<void(std::function<void()>)>;
 struct ServiceOptions {
   bool start_paused = false;          // --paused
   bool allow_exec = true;             // --allow-exec
+  bool attached = false;              // the machine is a guest's that comes and goes
   std::optional<stream::Uuid> uuid;   // --uuid
   std::vector<int> inherited_fds;     // descriptors `fd:NUMBER` may name
   std::vector<unsigned> worker_cpus;  // --worker-cpus
@@ -41,13 +43,16 @@ struct ServiceOptions {
   std::function<void(const std::string&)> status_text;
 };
 
-class DaemonService final : public MigrationService {
+class DaemonService final : public MigrationService, public GuestKeeper {
  public:
   DaemonService(ServiceOptions options, EventSink& events, Post post);
   ~DaemonService() override;
 
   // A machine that is here from the start (synthetic). `waits`: it is a destination (--incoming) and does not run.
   void adopt_machine(std::unique_ptr<Machine> machine, bool waits);
+  Result<void> guest_ready(std::unique_ptr<Machine> machine, guest::GuestState state) override;
+  void guest_gone(const Error& why, std::function<void()> dropped) override;
+  Result<void> check_guest_idle() const override { return check_idle(); }
   // Ends what runs, for SIGTERM: cancels and waits. Says in one sentence what became of the machine.
   std::string shut_down();
   // After shut_down(): a guest of this process waits for pages that will never come, so its threads cannot be ended and
@@ -105,6 +110,8 @@ class DaemonService final : public MigrationService {
   Result<void> check_idle() const;
   Result<void> check_resumable(const SourcePlan& plan) const;
   void on_worker_done();
+  void drop_guest();
+  std::string text_of(const Error& error, bool cancelled) const;
   qmp::XbzrleCacheStats xbzrle_stats() const;
   qmp::MigrationRamStats ram_stats() const;
 
@@ -119,6 +126,8 @@ class DaemonService final : public MigrationService {
   bool stranded_ = false;                               // and threads of its guest wait for that
   std::optional<postcopy::BlocktimeReport> blocktime_;  // of the last incoming postcopy
   bool machine_waits_ = false;                          // a resident machine that is a destination
+  std::optional<std::string> guest_lost_;               // why the guest of the machine is gone
+  std::function<void()> guest_dropped_;                 // whom to tell when its machine is
   RunControl run_control_;
   Lifecycle lifecycle_;
   Direction direction_ = Direction::none;

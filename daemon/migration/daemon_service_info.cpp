@@ -39,6 +39,18 @@ qmp::MachineOwner owner_of(Ownership ownership) noexcept {
   return qmp::MachineOwner::none;
 }
 
+const char* kind_name(MachineKind kind) noexcept {
+  switch (kind) {
+    case MachineKind::parked:
+      return "parked";
+    case MachineKind::synthetic:
+      return "synthetic";
+    case MachineKind::attached:
+      break;
+  }
+  return "attached";
+}
+
 qmp::SocketAddress to_qmp(const transports::Address& address) {
   qmp::SocketAddress out;
   if (const auto* inet = std::get_if<transports::InetAddress>(&address)) {
@@ -111,6 +123,10 @@ qmp::XbzrleCacheStats DaemonService::xbzrle_stats() const {
 
 qmp::MigrationInfo DaemonService::info() const {
   qmp::MigrationInfo info;
+  if (machine_) {
+    // Independent of the status.
+    if (auto reasons = machine_->blocked_reasons(); !reasons.empty()) info.blocked_reasons = std::move(reasons);
+  }
   const MigrationStatus status = lifecycle_.status();
   if (status == MigrationStatus::none) return info;
   info.status = status;
@@ -163,7 +179,7 @@ Result<qmp::MachineInfo> DaemonService::query_machine() const {
   info.owner = owner_of(run_control_.ownership());
   info.kind = "none";
   if (!machine_) return info;
-  info.kind = machine_->kind() == MachineKind::parked ? "parked" : "synthetic";
+  info.kind = kind_name(machine_->kind());
   if (!origin_.empty()) info.origin = origin_;
   info.machine_type = machine_->configuration().machine_name;
   if (machine_->dirty_log() != nullptr) info.dirty_log = machine_->dirty_log()->kind();

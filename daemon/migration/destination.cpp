@@ -451,6 +451,7 @@ Result<void> MigrationDestination::answer() {
     if (!told) log::warning(fmt::format("the source could not be told of the success: {}", told.error().text()));
   }
   run_control_.incoming_loaded(*machine_, received_state_);
+  machine_->note_outcome(MachineOutcome::arrived, "migrated here");
   return {};
 }
 

@@ -28,7 +28,10 @@ DaemonService::Worker::~Worker() {
   if (thread_.joinable()) thread_.join();
 }
 
-void DaemonService::on_worker_done() { worker_.reset(); }
+void DaemonService::on_worker_done() {
+  worker_.reset();
+  if (guest_dropped_ && !run_) drop_guest();
+}
 
 namespace {
 

@@ -205,6 +205,7 @@ Result<void> PostcopyDestination::load_and_run(std::vector<DeviceSection> early)
   if (stop_.requested()) return cancelled_error();
   MD_CHECK(state_.run());
   run_control_.incoming_loaded(*machine_, *received_state);
+  machine_->note_outcome(MachineOutcome::arrived, "migrated here by postcopy");
   start_arrived(run_control_, events_);
   return {};
 }

@@ -5,21 +5,31 @@ namespace migrationd::migration {
 
 using qmp::RunState;
 
-RunState RunControl::state() const {
-  const std::lock_guard lock(mutex_);
-  return state_;
-}
+RunState RunControl::state() const { return state_; }
 
-Ownership RunControl::ownership() const {
-  const std::lock_guard lock(mutex_);
-  return ownership_;
-}
+Ownership RunControl::ownership() const { return ownership_; }
 
-void RunControl::adopt(Machine& machine) {
+void RunControl::adopt(Machine& machine, RunState state) {
   const std::lock_guard lock(mutex_);
   machine_ = &machine;
-  state_ = RunState::prelaunch;
+  state_ = state;
+  state_name_ = qmp::to_name(state);
   ownership_ = Ownership::ours;
+}
+
+void RunControl::await_machine() {
+  const std::lock_guard lock(mutex_);
+  machine_ = nullptr;
+  ownership_ = Ownership::none;
+  state_ = RunState::inmigrate;
+}
+
+void RunControl::machine_gone() {
+  const std::lock_guard lock(mutex_);
+  machine_ = nullptr;
+  if (ownership_ == Ownership::handed_over || ownership_ == Ownership::unknown) return;
+  ownership_ = Ownership::none;
+  state_ = RunState::inmigrate;
 }
 
 Result<bool> RunControl::stop() {
@@ -54,6 +64,8 @@ Result<bool> RunControl::cont() {
 }
 
 Result<bool> RunControl::run_locked() {
+  if (machine_ == nullptr) return machine_error("There is no machine any more: its guest is gone");
+  if (ownership_ != Ownership::ours) machine_->note_outcome(MachineOutcome::stays, "'cont' was said here");
   if (!held_) MD_CHECK(machine_->resume());
   state_ = RunState::running;
   state_name_ = "running";
@@ -79,6 +91,7 @@ Result<void> RunControl::release() {
 Result<void> RunControl::check_may_migrate() const {
   const std::lock_guard lock(mutex_);
   if (state_ == RunState::inmigrate) return machine_error("Guest is waiting for an incoming migration");
+  if (machine_ == nullptr) return machine_error("There is no machine any more: its guest is gone");
   // A save to a file left the machine here; a parked one may go at once, one that runs needs `cont` as in QEMU.
   const bool saved_parked = ownership_ == Ownership::ours && machine_->kind() == MachineKind::parked;
   if (state_ == RunState::postmigrate && !saved_parked) {

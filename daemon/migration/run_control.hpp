@@ -4,8 +4,9 @@
 //
 // Two threads want to start and stop a machine: control (`stop`, `cont`) and the mover (the switchover). RunControl
 // is the one place where they meet; its mutex is held only around Machine::pause()/resume(), which take a
-// millisecond at most. It also keeps the names: the run state that query-status shows, and the one that the
-// globalstate section of an outgoing stream carries (stream.md section 6).
+// millisecond, or a hung guest's deadline where that is another process. Queries never wait for it. It also keeps the
+// names: the run state that query-status shows, and the one that the globalstate section of an outgoing stream carries
+// (stream.md section 6).
 //
 // Whose the machine is (docs/architecture.md, "Whose machine is it"):
 //   ours         it may run here
@@ -19,6 +20,7 @@
 #include "daemon/machine/machine.hpp"
 #include "protocol/qmp/migration_info.hpp"
 
+#include <atomic>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -35,8 +37,12 @@ class RunControl {
   // --- control ----------------------------------------------------------------------------------------------
   qmp::RunState state() const;
   Ownership ownership() const;
-  // The machine exists from now on and has never run (prelaunch); it may be started with cont().
-  void adopt(Machine& machine);
+  // The machine exists from now on: it has never run (prelaunch), rests (paused) or runs.
+  void adopt(Machine& machine, qmp::RunState state = qmp::RunState::prelaunch);
+  // There is no machine, or an empty one, and one may come.
+  void await_machine();
+  // The machine was dropped. One that left stays known to have left.
+  void machine_gone();
   // True: it was running and is stopped now (STOP is to be emitted).
   Result<bool> stop();
   // True: it was stopped and runs now (RESUME is to be emitted). Refuses during a switchover with QEMU's text.
@@ -76,8 +82,9 @@ class RunControl {
   // Shared by control and the mover, see above.
   mutable std::mutex mutex_;
   Machine* machine_ = nullptr;
-  qmp::RunState state_ = qmp::RunState::inmigrate;
-  Ownership ownership_ = Ownership::none;
+  // Written under the mutex.
+  std::atomic<qmp::RunState> state_{qmp::RunState::inmigrate};
+  std::atomic<Ownership> ownership_{Ownership::none};
   bool start_when_loaded_;
   bool held_ = false;
   // What abort_switchover restores.

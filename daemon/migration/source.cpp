@@ -381,6 +381,7 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
   if (point_ == Point::handed_over) {
     outcome.ownership = Ownership::handed_over;
     run_control_.finish_switchover(outcome.ownership);
+    machine_.note_outcome(MachineOutcome::left, "migrated by postcopy");
     if (!outcome.result) {
       outcome.result = Error(ErrorKind::peer,
                              "the machine was handed over, and ended here before all of its memory was: "
@@ -390,6 +391,8 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
   } else if (outcome.result) {
     outcome.ownership = into_file ? Ownership::ours : Ownership::handed_over;
     run_control_.finish_switchover(outcome.ownership);
+    machine_.note_outcome(into_file ? MachineOutcome::stays : MachineOutcome::left,
+                          into_file ? "saved to a file; it rests here" : "migrated");
   } else if (point_ == Point::eof_tried && !into_file && !peer_refused) {
     outcome.ownership = Ownership::unknown;
     run_control_.finish_switchover(outcome.ownership);
@@ -397,7 +400,8 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
         Error(ErrorKind::peer, "outcome unknown: the last byte was written but no answer came (" +
                                    outcome.result.error().text() +
                                    "); the peer may run the machine. It stays stopped here; 'cont' makes it run here");
-  } else if (point_ != Point::before_stop) {
+  } else if (machine_.note_outcome(MachineOutcome::stays, outcome.result.error().text());
+             point_ != Point::before_stop) {
     auto resumed = run_control_.abort_switchover();
     outcome.resumed = resumed && *resumed;
     if (!resumed) log::error("the guest could not be started again: {}", resumed.error().text());

@@ -249,7 +249,7 @@ inline constexpr auto name_table<MachineOwner> = names_up_to(MachineOwner::none,
                                                              {"here", "moved", "unknown", "none"});
 
 struct MachineInfo {
-  std::string kind;                         // "parked", "synthetic"
+  std::string kind;                         // "parked", "synthetic", "attached"
   std::optional<std::string> origin;        // where it came from, as an address
   std::optional<std::string> machine_type;  // as the stream's configuration section names it
   MachineOwner owner = MachineOwner::none;
@@ -260,7 +260,7 @@ struct MachineInfo {
   static constexpr std::string_view type_name = "__org.migrationd_MachineInfo";
   static constexpr auto members() {
     using S = MachineInfo;
-    return std::make_tuple(req("kind", &S::kind, "parked or synthetic"),
+    return std::make_tuple(req("kind", &S::kind, "parked, synthetic or attached"),
                            opt("origin", &S::origin, "where it came from"), opt("machine-type", &S::machine_type),
                            req("owner", &S::owner,
                                "whose the machine is: here, moved, unknown (outcome of the hand-over "
