@@ -15,6 +15,7 @@ namespace {
 
 // From the connection to READY. A guest does it at once; registering 256 blocks takes milliseconds.
 constexpr std::chrono::seconds registration_wait{10};
+constexpr std::chrono::milliseconds accept_pause{100};
 
 // To somebody who is not let in. It gets what fits its empty socket, or nothing.
 void say_no(int client, const std::string& why) {
@@ -178,7 +179,8 @@ GuestDoor::GuestDoor(control::EventLoop& loop, migration::GuestKeeper& keeper, A
       options_(std::move(options)),
       name_(std::move(name)),
       on_empty_(std::move(on_empty)),
-      patience_(loop.timer()) {}
+      patience_(loop.timer()),
+      pause_(loop.timer()) {}
 
 GuestDoor::~GuestDoor() { close(); }
 
@@ -196,6 +198,7 @@ void GuestDoor::close() noexcept {
   *alive_ = false;
   alive_ = std::make_shared<bool>(false);
   patience_->cancel();
+  pause_->cancel();
   watch_.reset();
   listener_.reset();
   machine_ = nullptr;
@@ -209,8 +212,11 @@ void GuestDoor::arm() {
 void GuestDoor::accept_one() {
   auto client = listener_->accept();
   if (!client) {
+    // Out of descriptors, say: looked at again when some may be back.
     log::warning(client.error().text());
-  } else if (*client) {
+    return pause_->start(accept_pause, [this] { arm(); });
+  }
+  if (*client) {
     greet(std::move(*client));
   }
   arm();

@@ -67,9 +67,10 @@ class GuestDoor {
   std::function<void()> on_empty_;
   std::optional<control::ListeningSocket> listener_;
   std::unique_ptr<control::FdWatch> watch_;
-  std::unique_ptr<control::Timer> patience_;
-  std::unique_ptr<Visitor> visitor_;    // the one guest
-  AttachedMachine* machine_ = nullptr;  // the keeper's, while it has it
+  std::unique_ptr<control::Timer> patience_;  // with a guest that registers
+  std::unique_ptr<control::Timer> pause_;     // of accepting
+  std::unique_ptr<Visitor> visitor_;          // the one guest
+  AttachedMachine* machine_ = nullptr;        // the keeper's, while it has it
   std::uint64_t visitors_ = 0;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for what was posted and comes too late
 };

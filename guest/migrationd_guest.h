@@ -198,7 +198,7 @@ typedef struct md_device {
   int (*pre_load)(void* state, uint32_t version);
   int (*post_load)(void* state, uint32_t version);
   int unmigratable;  /* its presence forbids migration */
-  int early;         /* sent before memory */
+  int early;         /* sent in front of the other devices */
   size_t state_size; /* sizeof the state: then all fields are proved to lie in it; 0: not known */
 } md_device;
 
@@ -222,7 +222,7 @@ typedef struct md_opaque {
   int (*load)(void* user, const void* bytes, size_t length, uint32_t version);
   bool (*needed)(const void* user); /* whether to send it; NULL: always */
   int unmigratable;                 /* its presence forbids migration */
-  int early;                        /* sent before memory */
+  int early;                        /* sent in front of the other devices */
 } md_opaque;
 int md_guest_add_opaque(md_guest* guest, const md_opaque* device, void* user, const char* path, uint32_t instance);
 
