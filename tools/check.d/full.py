@@ -38,6 +38,8 @@ LINES = [
     Line("interop", "every pair of versions over every transport, libvirt's traffic, live precopy, hostile peers, kills",
          "tests/interop/run --resume build/interop-full.jsonl", 120),
     Line("guests", "the example guests under migration, a hundred times each way", "tests/guest/run --rounds 100", 30),
+    Line("kvm", "a guest on /dev/kvm between two hosts, a hundred times by precopy and by postcopy",
+         "tests/guest/kvm.py --rounds 100", 30),
     Line("bench", "beside QEMU 10 to 10 with the same memory in the same run", "tests/bench/bench.py --check", 60),
     Line("address", "unit and integration tests under AddressSanitizer and UBSan", "tools/check --only address", 60),
     Line("threads", "unit and integration tests under ThreadSanitizer", "tools/check --only threads", 60),

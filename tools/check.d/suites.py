@@ -102,7 +102,9 @@ def integration(at: Context) -> Counts:
 
 def guest(at: Context) -> Counts:
     """The example guests under migration, each way once."""
-    return at.runner("guest", ["tests/guest/run"])
+    found = at.runner("guest", ["tests/guest/run"])
+    found += at.runner("kvm", ["tests/guest/kvm.py"])
+    return found
 
 
 def interop(at: Context) -> Counts:

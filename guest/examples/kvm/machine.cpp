@@ -31,6 +31,12 @@ void install_kick() {
   ::sigaction(kick_signal, &action, nullptr);
 }
 
+// Nothing of this machine can be trusted any more; the daemon sees that it is gone.
+[[noreturn]] void give_up(const std::string& why) {
+  std::fprintf(stderr, "kvm-guest: %s\n", why.c_str());
+  std::_Exit(3);
+}
+
 }  // namespace
 
 Machine::Machine(std::byte* memory, std::uint64_t size, int serial_file) noexcept
@@ -155,28 +161,18 @@ void Machine::work() {
 void Machine::step() {
   if (::ioctl(cpu_.vcpu, KVM_RUN, 0) < 0) {
     if (errno == EINTR || errno == EAGAIN) return;
-    std::fprintf(stderr, "kvm-guest: KVM_RUN: %s\n", std::strerror(errno));
-    std::_Exit(1);  // nothing of this machine can be trusted any more; the daemon sees that it is gone
+    give_up(std::string("KVM_RUN: ") + std::strerror(errno));
   }
-  switch (run_->exit_reason) {
-    case KVM_EXIT_IO:
-      port_access();
-      break;
-    case KVM_EXIT_HLT:
-      halt();
-      break;
-    default:
-      std::fprintf(stderr, "kvm-guest: the processor gave up: exit %u, %u\n", run_->exit_reason,
-                   run_->exit_reason == KVM_EXIT_INTERNAL_ERROR ? run_->internal.suberror : 0);
-      std::_Exit(1);
-  }
+  if (run_->exit_reason == KVM_EXIT_IO) return port_access();
+  if (run_->exit_reason == KVM_EXIT_HLT) return halt();
+  const unsigned detail = run_->exit_reason == KVM_EXIT_INTERNAL_ERROR ? run_->internal.suberror : 0;
+  give_up("the processor cannot go on: exit " + std::to_string(run_->exit_reason) + ", " + std::to_string(detail));
 }
 
 void Machine::finish_instruction() {
   set_immediate_exit(true);
   if (::ioctl(cpu_.vcpu, KVM_RUN, 0) < 0 && errno == EINTR) return;
-  std::fprintf(stderr, "kvm-guest: the last instruction was not finished\n");
-  std::_Exit(1);
+  give_up("the last instruction was not finished");
 }
 
 void Machine::port_access() {

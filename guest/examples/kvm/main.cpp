@@ -38,7 +38,8 @@ constexpr const char* usage =
     "  --standalone SECONDS   without a daemon: moves the processor from VM to VM, and proves the dirty log\n"
     "  --drop-dirty-log       for tests: tells the daemon of no write, which must break the guest\n"
     "\n"
-    "SIGTERM: stops the guest, proves its memory, ends. Exit status 0: all is right, 1: it is not, 77: no KVM here.\n";
+    "SIGTERM: stops the guest, proves its memory, ends. Exit status 0: all is right, 1: it is not, 3: KVM cannot go\n"
+    "on, 77: no KVM here.\n";
 
 struct Options {
   std::string socket;
