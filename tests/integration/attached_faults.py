@@ -389,6 +389,40 @@ class Faults(HostTest):
         two.ask("stop")
         target.prove()
 
+    def postcopy(self) -> tuple[Host, Any, Host, Any]:
+        """In the middle of one: the guest runs at the target, most of its memory is still at the source."""
+        one, two = self.host(), self.host()
+        source, target = self.machine(one, g.RUNNING, pages=8192), self.remote(two, g.EMPTY, pages=8192)
+        for host in (one, two):
+            host.switch("postcopy-ram")
+        one.ask("migrate-set-parameters", {"max-bandwidth": 1 << 20, "max-postcopy-bandwidth": 1 << 20})
+        one.ask("migrate", {"uri": two.listen()})
+        one.migration("active")
+        one.ask("migrate-start-postcopy")
+        one.migration("postcopy-active")
+        two.wait_for(lambda: two.status() == "running")
+        return one, source, two, target
+
+    def test_a_guest_that_dies_in_its_postcopy_is_lost_and_said_to_be(self) -> None:
+        one, source, two, target = self.postcopy()
+        target.end()
+        self.assertIn("the guest is gone", two.migration("failed")["error-desc"])
+        two.no_guest()
+        self.machine(two, g.PAUSED)  # the daemon takes another
+        one.migration("postcopy-paused")
+        self.assertFalse(source.runs.is_set())  # handed over is handed over
+
+    def test_the_guest_that_left_may_die_while_its_memory_is_still_served(self) -> None:
+        one, source, _, target = self.postcopy()
+        source.end()
+        one.wait_for(lambda: "the connection is over" in one.daemon.output())
+        one.ask("migrate-set-parameters", {"max-postcopy-bandwidth": 0})
+        one.migration("completed")
+        one.no_guest()
+        self.hosts[1].migration("completed")
+        self.hosts[1].ask("stop")
+        target.call("prove")
+
     def test_floods(self) -> None:
         host = self.host()
         guest = self.machine(host, g.RUNNING)
