@@ -59,7 +59,7 @@ def run_task(name: str, folder: Path, options: argparse.Namespace) -> list[Repor
         return clones.clones(folder, rounds, options.quick)
     if name == "latency":
         return [tasks.query_latency(folder, 1.0 if options.quick else 5.0)]
-    return [tasks.dirty_scan(4 * tasks.GIB)]
+    return [tasks.dirty_scan(4 * tasks.GIB), tasks.dirty_cost(tasks.GIB)]
 
 
 def about_machine() -> str:

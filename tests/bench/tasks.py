@@ -205,16 +205,42 @@ def _latencies(pair: Pair, seconds: float) -> list[float]:
     return sorted(values)
 
 
-def dirty_scan(size: int) -> Report:
-    """The daemon's own dirty log over clean memory, by the program beside this file."""
-    report = Report("Dirty scan of clean memory", [f"{size // GIB} GiB, all present, nothing written."])
-    binary = programs.build_folder() / "tests" / "bench" / "dirty-scan-bench"
+def _lines_of(program: str, *arguments: str) -> list[tuple[str, str]]:
+    """What a program beside this file printed: a name and a value per line."""
+    binary = programs.build_folder() / "tests" / "bench" / program
     if not binary.exists():
-        raise programs.Skip(f"{binary} is not built: ninja -C build tests/bench/dirty-scan-bench")
-    run = subprocess.run([binary, str(size), "6"], capture_output=True, text=True, timeout=120)
+        raise programs.Skip(f"{binary} is not built: ninja -C build tests/bench/{program}")
+    run = subprocess.run([binary, *arguments], capture_output=True, text=True, timeout=120)
     if run.returncode != 0:
         raise programs.Skip(run.stderr.strip())
-    values = [float(line.split()[1]) for line in run.stdout.splitlines() if line.startswith("ms ")][1:]
-    kind = next(line.split()[1] for line in run.stdout.splitlines() if line.startswith("kind "))
+    return [(line.split()[0], line.split()[1]) for line in run.stdout.splitlines()]
+
+
+def dirty_scan(size: int) -> Report:
+    """The daemon's own dirty log over clean memory."""
+    report = Report("Dirty scan of clean memory", [f"{size // GIB} GiB, all present, nothing written."])
+    lines = _lines_of("dirty-scan-bench", str(size), "6")
+    values = [float(value) for name, value in lines if name == "ms"][1:]
+    kind = next(value for name, value in lines if name == "kind")
     report.add(f"one clean sync ({kind})", "migrationd", values, "ms", None, "< 5 ms", median(values) < 5)
+    return report
+
+
+# Name in the program's output, what it is, unit.
+_COSTS = (("plain-write", "the guest writes a page that nobody watches", "ns"),
+          ("protected-write", "the first write to a write-protected page", "ns"),
+          ("bitmap-write", "a write and its bit in a shared bitmap", "ns"),
+          ("protected-fetch", "finding a written page, protecting it again", "ns"),
+          ("bitmap-fetch", "finding a page's bit in a shared bitmap", "ns"),
+          ("protected-clean", "a sync that finds nothing, per GiB, write protection", "ms"),
+          ("bitmap-clean", "a sync that finds nothing, per GiB, shared bitmap", "ms"))
+
+
+def dirty_cost(size: int) -> Report:
+    """What each way of tracking costs a guest and its daemon."""
+    report = Report("What dirty tracking costs a guest", [
+        f"{size // GIB} GiB, all present; the guest writes one word of every page, in order."])
+    lines = _lines_of("dirty-cost-bench", str(size), "6")
+    for key, what, unit in _COSTS:
+        report.add(what, "migrationd", [float(value) for name, value in lines if name == key][1:], unit)
     return report
