@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // AttachedGuest: migrationd_guest.h for C++. RAII, callbacks as std::function, devices by the VMState library's own
-// tables (vmstate/description.hpp; link that library too).
+// tables (vmstate/description.hpp; pkg-config migrationd-guest migrationd-vmstate).
 //
 //     AttachedGuest::Callbacks callbacks;
 //     callbacks.stop = [&] { return engine.pause(); };
