@@ -30,8 +30,7 @@ int main(int argc, char** argv) {
   if (!memory || md_guest_add_device(guest, &device, &state, NULL, MD_ANY_INSTANCE) ||
       md_guest_attach(guest, argv[1], argc < 3 ? MD_RUNNING : MD_EMPTY))
     return fprintf(stderr, "%s\n", md_guest_error(guest)), 1;
-  for (;; sem_post(&turn), usleep(100)) {
-    sem_wait(&turn);
+  for (; sem_wait(&turn) == 0; sem_post(&turn), usleep(100)) {
     if (memory[state.value % 16384 * 1024] > state.value) return fprintf(stderr, "memory from the future\n"), 1;
     memory[state.value % 16384 * 1024] = state.value;
     if (++state.value % 1000 == 0) printf("counter %u\n", state.value), fflush(stdout);
