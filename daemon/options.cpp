@@ -3,6 +3,7 @@
 
 #include "base/thread_roster.hpp"
 #include "daemon/control/channel_address.hpp"
+#include "daemon/machine/synthetic_devices.hpp"
 #include "daemon/version.hpp"
 #include "protocol/qmp/decode.hpp"
 
@@ -20,6 +21,7 @@ constexpr const char* incoming_text =
 constexpr const char* machine_text =
     "parked (default), or synthetic[,ram=SIZE][,page-size=4K|2M][,dirty-rate=SIZE][,working-set=SIZE]"
     "[,touched=SIZE][,threads=N][,seed=N][,log=PATH][,dirty-log=auto|async|sync][,prealloc=on|off]"
+    "[,blocked=REASON]"
     ", or attached,socket=PATH[,mode=OCTAL][,group=NAME][,uid=N][,deadline=MS]";
 
 struct Words {
@@ -30,6 +32,7 @@ struct Words {
   std::string name;
   std::string allow_exec = "on";
   std::string worker_cpus;
+  bool dump_devices = false;
 };
 
 Result<transports::Address> parse_incoming_json(const std::string& text) {
@@ -122,6 +125,8 @@ Result<ParsedOptions> parse_options(int argc, const char* const* argv) {
   app.add_option("--allow-exec", words.allow_exec, "on (default) or off: whether exec: addresses may run commands");
   app.add_option("--worker-cpus", words.worker_cpus,
                  "CPUs for the threads that move pages, one each in turn: 2-5,8 (default: wherever the kernel likes)");
+  app.add_flag("--dump-devices", words.dump_devices,
+               "print the synthetic machine's device tables for 'migrationctl compare-devices', and end");
   app.set_version_flag("--version", "migrationd " + std::string(version));
   try {
     app.parse(argc, argv);
@@ -134,6 +139,9 @@ Result<ParsedOptions> parse_options(int argc, const char* const* argv) {
     return plan_error(error.what());
   }
   MD_CHECK(take_words(words, options));
+  if (words.dump_devices) {
+    MD_TRY(parsed.print, synthetic::dump_device_tables());
+  }
   return parsed;
 }
 

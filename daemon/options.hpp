@@ -38,7 +38,7 @@ struct DaemonOptions {
 
 struct ParsedOptions {
   DaemonOptions options;
-  // --help or --version: print this and end with status 0.
+  // --help, --version or --dump-devices: print this and end with status 0.
   std::optional<std::string> print;
 };
 

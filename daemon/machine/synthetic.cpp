@@ -60,6 +60,7 @@ Result<std::unique_ptr<SyntheticMachine>> SyntheticMachine::create(const Synthet
   if (!options.log.empty()) {
     MD_TRY(machine->log_, open_log(options.log));
   }
+  if (!options.blocked.empty()) MD_CHECK(machine->blockers_.add(options.blocked));
   auto made = machine->make_memory(options);
   if (!made) return std::move(made).error().with("make the synthetic machine");
 
@@ -164,6 +165,14 @@ Result<void> SyntheticMachine::pause() {
 void SyntheticMachine::throttle(unsigned percent) noexcept {
   throttle_ = std::min(percent, 99U);
   threads_->set_throttle(throttle_);
+}
+
+std::vector<std::string> SyntheticMachine::blocked_reasons() const {
+  return blockers_.reasons(vmstate::MigrationMode::normal);
+}
+
+Result<void> SyntheticMachine::check_may_leave(bool /*running*/) const {
+  return blockers_.refusal(vmstate::MigrationMode::normal);
 }
 
 Result<DeviceState> SyntheticMachine::save_devices(std::string_view run_state) {

@@ -54,6 +54,8 @@ class SyntheticMachine final : public Machine {
   std::size_t vcpus() const noexcept override { return devices_.guest.threads; }
   ram::DirtyLog* dirty_log() noexcept override { return dirty_log_.get(); }
 
+  std::vector<std::string> blocked_reasons() const override;
+  Result<void> check_may_leave(bool running) const override;
   Result<DeviceState> save_devices(std::string_view run_state) override;
   Result<std::optional<std::string>> load_devices(DeviceState state) override;
 
@@ -77,6 +79,7 @@ class SyntheticMachine final : public Machine {
   std::vector<ram::Mapping> views_;  // one per block
   std::unique_ptr<ram::LocalSpace> space_;
   std::unique_ptr<ram::DirtyLog> dirty_log_;
+  vmstate::Blockers blockers_;  // unchanged once the machine is made
   MachineConfiguration configuration_;
   std::string instance_;
   UniqueFd log_;

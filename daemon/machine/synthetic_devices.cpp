@@ -216,4 +216,10 @@ Result<vmstate::DeviceSet> Devices::set(std::uint32_t first_section_id) {
   return devices;
 }
 
+Result<std::string> dump_device_tables() {
+  Devices devices;
+  MD_TRY(const auto set, devices.set(0));
+  return set.dump_tables("synthetic");
+}
+
 }  // namespace migrationd::synthetic

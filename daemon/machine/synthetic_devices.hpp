@@ -118,4 +118,7 @@ struct Devices {
   Result<vmstate::DeviceSet> set(std::uint32_t first_section_id);
 };
 
+// The tables of all of them as JSON (docs/formats/vmstate.md, "Tables as JSON").
+Result<std::string> dump_device_tables();
+
 }  // namespace migrationd::synthetic

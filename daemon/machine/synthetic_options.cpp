@@ -99,6 +99,9 @@ Result<void> set_word(Words& words, std::string_view key, std::string_view value
   } else if (key == "log") {
     if (value.empty()) return bad_value(key, value, "a path");
     words.options.log = std::string(value);
+  } else if (key == "blocked") {
+    if (value.empty()) return bad_value(key, value, "a reason");
+    words.options.blocked = printable(value, limits::name_bytes);
   } else if (key == "page-size") {
     return set_page_size(words, value);
   } else if (key == "threads") {
@@ -110,7 +113,7 @@ Result<void> set_word(Words& words, std::string_view key, std::string_view value
   } else {
     return plan_error(fmt::format(
         "machine synthetic: unknown word '{}' (ram, page-size, dirty-rate, working-set, touched, threads, seed, log, "
-        "dirty-log, prealloc)",
+        "dirty-log, prealloc, blocked)",
         printable(key)));
   }
   return {};

@@ -12,6 +12,7 @@
 //   log=PATH          append "instance tick time" every 10 ms while running: proves that one copy runs
 //   prealloc=on|off   have all memory from the start, so that a destination need not get it page by page (default off)
 //   dirty-log=auto|async|sync   how writes are tracked (default auto)
+//   blocked=REASON    a reason that forbids its migration, as a device may have one (default none)
 //
 // Sizes take K, M, G or T (powers of 1024). Memory is used from the start of each 2 MiB piece, the pieces spread
 // evenly over the whole block.
@@ -39,6 +40,7 @@ struct SyntheticOptions {
   std::string log;  // empty: none
   bool prealloc = false;
   ram::DirtyLogKind dirty_log = ram::DirtyLogKind::automatic;
+  std::string blocked;  // empty: it is not
 };
 
 // `text` is the whole machine word: "synthetic" or "synthetic,ram=1G,...". Errors (ErrorKind::plan) name the word.

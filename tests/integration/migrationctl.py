@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+from pathlib import Path
 
 from qmp_lib import Daemon, WAIT
 
@@ -137,6 +138,15 @@ class CompareDevices(unittest.TestCase):
                          [{"severity": "sometimes", "device": "clock (0)",
                            "text": "'zone' (int16) is written on a condition, and not read"}])
         self.assertEqual(said["new-in-old"]["loads"], "sometimes")
+
+    def test_streams_of_released_devices_still_load(self) -> None:
+        released = str(Path(__file__).parents[1] / "fixtures" / "device-tables" / "synthetic-0.1.0.json")
+        now = os.path.join(self.folder, "now")
+        program = os.environ.get("MIGRATIOND", "build/daemon/migrationd")
+        dumped = subprocess.run([program, "--dump-devices"], capture_output=True, text=True, timeout=WAIT, check=True)
+        Path(now).write_text(dumped.stdout, encoding="utf-8")
+        status, out, _ = self.ask("compare-devices", "--only", "old-in-new", released, now)
+        self.assertEqual(status, DONE, out)
 
     def test_files_that_are_no_dumps_are_named(self) -> None:
         good = self.dump("good", 1)

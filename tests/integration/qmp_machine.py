@@ -139,5 +139,17 @@ class Machine(DaemonTest):
         self.assertIn("dirty-rate", rate)
 
 
+class Blocked(DaemonTest):
+    options = ("--machine", "synthetic,ram=16M,blocked=the disk is lent")
+
+    def test_reason_is_shown_and_is_the_error_of_migrate(self) -> None:
+        client = self.client()
+        shown = {"return": {"blocked-reasons": ["the disk is lent"]}}
+        self.assertEqual(client.ask("query-migrate"), shown)
+        self.assertEqual(client.ask("migrate", {"uri": "tcp:127.0.0.1:1"}), generic("the disk is lent"))
+        self.assertEqual(client.ask("query-migrate"), shown)
+        self.assertEqual(client.ask("query-status")["return"]["status"], "running")
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)

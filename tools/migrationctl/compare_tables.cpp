@@ -252,11 +252,12 @@ void compare_device(const TableDevice& writer, const TableDevice* reader, std::v
 }  // namespace
 
 Comparison compare_tables(const TableSet& writer, const TableSet& reader) {
-  std::map<std::pair<std::string_view, std::uint32_t>, const TableDevice*> known;
-  for (const TableDevice& device : reader.devices) known.emplace(std::pair(device.id, device.instance), &device);
+  using Name = std::pair<std::string_view, std::uint32_t>;
+  std::map<Name, const TableDevice*> known;
+  for (const TableDevice& device : reader.devices) known.emplace(Name(device.id, device.instance), &device);
   Comparison out;
   for (const TableDevice& device : writer.devices) {
-    const auto found = known.find({device.id, device.instance});
+    const auto found = known.find(Name(device.id, device.instance));
     compare_device(device, found == known.end() ? nullptr : found->second, out.findings);
     if (found != known.end()) known.erase(found);
   }

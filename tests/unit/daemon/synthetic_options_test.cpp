@@ -25,7 +25,7 @@ TEST_CASE("SyntheticOptions.defaults_are_an_idle_guest_of_64_MiB") {
 TEST_CASE("SyntheticOptions.reads_every_word") {
   const auto options = parse_synthetic_options(
       "synthetic,ram=64G,page-size=2M,dirty-rate=50M,working-set=32m,touched=4096K,threads=8,seed=77,log=/tmp/x,"
-      "dirty-log=sync,prealloc=on");
+      "dirty-log=sync,prealloc=on,blocked=a disk that is lent");
   REQUIRE(options.has_value());
   CHECK(options->ram == std::uint64_t{64} << 30);
   CHECK(options->page_size == ram::huge_page_size);
@@ -37,6 +37,7 @@ TEST_CASE("SyntheticOptions.reads_every_word") {
   CHECK(options->log == "/tmp/x");
   CHECK(options->dirty_log == ram::DirtyLogKind::wp_sync);
   CHECK(options->prealloc);
+  CHECK(options->blocked == "a disk that is lent");
 }
 
 TEST_CASE("SyntheticOptions.small_guests_shrink_the_defaults") {
@@ -61,6 +62,7 @@ TEST_CASE("SyntheticOptions.errors_name_the_word_and_what_was_wanted") {
   CHECK(fault("synthetic,page-size=1G") == "machine synthetic: page-size=1G: 4K or 2M wanted");
   CHECK(fault("synthetic,threads=0") == "machine synthetic: threads=0: 1 to 64 wanted");
   CHECK(fault("synthetic,threads=65") == "machine synthetic: threads=65: 1 to 64 wanted");
+  CHECK(fault("synthetic,blocked=") == "machine synthetic: blocked=: a reason wanted");
   CHECK(fault("synthetic,prealloc=1") == "machine synthetic: prealloc=1: on or off wanted");
   CHECK(fault("synthetic,dirty-log=none") == "machine synthetic: dirty-log=none: auto, async or sync wanted");
   CHECK(fault("synthetic,ram=1M,ram=2M") == "machine synthetic: 'ram' stands twice");

@@ -193,6 +193,18 @@ TEST_CASE("CompareDevices.devices_are_known_by_id_and_instance") {
   CHECK(pair.backward() == "never: the device forbids migration where it is sent");
 }
 
+TEST_CASE("CompareDevices.several_devices_find_their_own") {
+  Pair pair(rows(ticks), rows(ticks));
+  TableSet many;
+  for (const char* const path : {"a", "a/rather/long/path/that/is/kept/apart", "b"}) {
+    many.devices.push_back(dumped(pair.older_table, path).devices.front());
+  }
+  CHECK(found(many, many).empty());
+  TableSet fewer = many;
+  fewer.devices.erase(fewer.devices.begin() + 1);
+  CHECK(found(many, fewer) == "never: the device is unknown");
+}
+
 TEST_CASE("CompareDevices.what_is_no_dump_is_refused") {
   const auto refused = [](std::string_view text) { return parse_tables(text).error().text(); };
   CHECK(refused("") == "this is no JSON");

@@ -85,7 +85,7 @@ class TableMaker {
     return names_.emplace_back(std::string(1, kind) + std::to_string(100000 + names_.size()));
   }
 
-  // `plain`: one version and no predicates, as the elements of lists and views need.
+  // `plain`: one version and no predicates, as the elements of lists and views need, and nothing to be freed.
   Description& description(unsigned depth, bool plain) {
     Description& table = tables_.emplace_back();
     Space space{next_owner_++};
@@ -191,9 +191,9 @@ class TableMaker {
       case 1:
         return one(rows, space, plain ? free_scalar() : scalar(), 1 + pick(5));
       case 2:
-        return buffers(rows, space);
+        return buffers(rows, space, plain);
       case 3:
-        return bitmaps(rows, space);
+        return bitmaps(rows, space, plain);
       case 4: {
         Field array = field_at(name('f'), space.owner, free_scalar(), 0, 1 + pick(6));
         if (pick(2) == 0) {
@@ -225,7 +225,7 @@ class TableMaker {
     rows.push_back(field_at(name('f'), space.owner, codec, space.take(codec.wire_bytes * elements), elements));
   }
 
-  void buffers(std::vector<Field>& rows, Space& space) {
+  void buffers(std::vector<Field>& rows, Space& space, bool plain) {
     const std::uint32_t bytes = 1 + pick(20);
     Field buffer = buffer_at(name('b'), space.owner, space.take(bytes), bytes);
     if (pick(2) == 0) return rows.push_back(buffer);
@@ -233,11 +233,11 @@ class TableMaker {
     buffer.stride = 1;
     buffer.capacity = bytes;
     buffer.bytes = 0;
-    if (pick(2) == 0) buffer = on_heap(buffer, space);
+    if (!plain && pick(2) == 0) buffer = on_heap(buffer, space);
     rows.push_back(counted(rows, space, buffer));
   }
 
-  void bitmaps(std::vector<Field>& rows, Space& space) {
+  void bitmaps(std::vector<Field>& rows, Space& space, bool plain) {
     const std::uint32_t bits = 1 + pick(200);
     Field map = row_at(name('m'), space.owner, space.take(bitmap_words(bits) * 8), 8, 1);
     map.codec = &codec::bitmap;
@@ -246,7 +246,7 @@ class TableMaker {
     if (pick(2) == 0) return rows.push_back(map);
     map.bytes = 0;
     map.capacity = bits;
-    if (pick(2) == 0) map = on_heap(map, space);
+    if (!plain && pick(2) == 0) map = on_heap(map, space);
     rows.push_back(counted(rows, space, map));
   }
 
