@@ -215,7 +215,10 @@ void Guest::finish_thread() {
 Result<void> Guest::give_back(const char* name, std::uint64_t offset, std::uint64_t length, bool punch) {
   MD_TRY(const std::size_t block, blocks_.find(name));
   MD_CHECK(blocks_.prove_range(block, offset, length));
-  if (punch) MD_CHECK(blocks_.punch(block, offset, length));
+  if (punch) {
+    MD_TRY(const bool zeroed, watches_.put_zeros(blocks_.all()[block], offset, length));
+    if (!zeroed) MD_CHECK(blocks_.punch(block, offset, length));
+  }
   const auto open = connection();
   if (!open || !open->is_open()) return {};
   const GivenBack notice{static_cast<std::uint32_t>(block), offset, length};

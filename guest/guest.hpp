@@ -105,7 +105,7 @@ class Guest {
   Words words_;
   Blocks blocks_;
   Devices devices_{words_};
-  Watches watches_;  // of the serving thread while attached
+  Watches watches_;  // of the serving thread while attached; put_zeros() of any
   Run run_ = Run::empty;
   bool is_faulty_ = false;  // the packet under way is no packet of the protocol
 

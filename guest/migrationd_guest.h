@@ -111,9 +111,10 @@ static inline void md_bitmap_set(unsigned char* bitmap, uint64_t offset, uint64_
   for (page = offset / 4096; page <= (offset + length - 1) / 4096; ++page)
     __atomic_fetch_or(bitmap + page / 8, (unsigned char)(1U << (page % 8)), __ATOMIC_RELEASE);
 }
-/* Punches [offset, offset + length) out of the block and tells the daemon. Multiples of the page size. */
+/* Punches [offset, offset + length) out of the block, which is zeros then, and tells the daemon. Multiples of the page
+ * size. While pages are still to come (postcopy) they are made zeros without a hole, which those would fill again. */
 int md_guest_give_back(md_guest* guest, const char* name, uint64_t offset, uint64_t length);
-/* Tells the daemon of memory the caller punched out itself. */
+/* Tells the daemon of memory the caller punched out itself. Not while pages may still come: see above. */
 int md_guest_given_back(md_guest* guest, const char* name, uint64_t offset, uint64_t length);
 
 /* --- devices: before attach --- */

@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
+#include <vector>
 
 namespace migrationd::guest {
 
@@ -56,6 +58,7 @@ const char* word_of(Purpose purpose) noexcept {
 }  // namespace
 
 Result<int> Watches::open(Purpose purpose, std::uint64_t features) {
+  const std::lock_guard<std::mutex> lock(lock_);
   if (slot(purpose)) return machine_error(fmt::format("a watch for {} is open already", word_of(purpose)));
   MD_TRY(UniqueFd fd, open_userfaultfd(device_, purpose));
   uffdio_api api{};
@@ -69,12 +72,14 @@ Result<int> Watches::open(Purpose purpose, std::uint64_t features) {
 }
 
 Result<void> Watches::close(Purpose purpose) {
+  const std::lock_guard<std::mutex> lock(lock_);
   if (!slot(purpose)) return machine_error(fmt::format("no watch for {} is open", word_of(purpose)));
   slot(purpose).reset();
   return {};
 }
 
 void Watches::daemon_gone(std::span<const Block> blocks) noexcept {
+  const std::lock_guard<std::mutex> lock(lock_);
   device_.reset();
   slot(Purpose::protect_async).reset();
   UniqueFd& sync = slot(Purpose::protect_sync);
@@ -88,6 +93,41 @@ void Watches::daemon_gone(std::span<const Block> blocks) noexcept {
   }
   sync.reset();
   if (slot(Purpose::missing)) lost_pages_ = std::move(slot(Purpose::missing));
+}
+
+bool Watches::has_lost_pages() const noexcept {
+  const std::lock_guard<std::mutex> lock(lock_);
+  return static_cast<bool>(lost_pages_);
+}
+
+// Each page is filled as the daemon would fill it, so that what comes later finds it there; one that is there already
+// is written over, and waits for nobody.
+Result<bool> Watches::put_zeros(const Block& block, std::uint64_t offset, std::uint64_t length) {
+  const std::lock_guard<std::mutex> lock(lock_);
+  const UniqueFd& missing = slot(Purpose::missing) ? slot(Purpose::missing) : lost_pages_;
+  if (!missing) return false;
+  const std::vector<std::byte> zeros(block.page_size);
+  for (std::uint64_t at = offset; at < offset + length; at += block.page_size) {
+    std::byte* const page = block.address + at;
+    uffdio_copy request{};
+    request.dst = reinterpret_cast<std::uintptr_t>(page);
+    request.src = reinterpret_cast<std::uintptr_t>(zeros.data());
+    request.len = block.page_size;
+    int failure = 0;
+    do {
+      request.copy = 0;
+      failure = ::ioctl(missing.get(), UFFDIO_COPY, &request) == 0 ? 0 : errno;
+    } while (failure == EAGAIN);
+    if (failure == EEXIST) {
+      std::memset(page, 0, block.page_size);
+    } else if (failure == ENOENT || failure == EINVAL) {
+      return false;  // not registered: nothing comes yet, or everything has come
+    } else if (failure != 0) {
+      errno = failure;
+      return Error::from_errno("put zeros in place of memory that is still to come");
+    }
+  }
+  return true;
 }
 
 Watches::~Watches() {

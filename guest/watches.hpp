@@ -16,6 +16,7 @@
 #include "guest/protocol.hpp"
 
 #include <array>
+#include <mutex>
 #include <span>
 
 namespace migrationd::guest {
@@ -33,7 +34,11 @@ class Watches {
   // The daemon is gone: protection is lifted and its waiters woken; missing pages stay missing.
   void daemon_gone(std::span<const Block> blocks) noexcept;
   // Pages were to come from a daemon that is gone.
-  bool has_lost_pages() const noexcept { return static_cast<bool>(lost_pages_); }
+  bool has_lost_pages() const noexcept;
+
+  // While pages are still to come a punched one would be filled with what the other end still sends. There whole pages
+  // of `block` are made zeros instead, whether they came or not: true. False: nothing is to come, so punch. Any thread.
+  Result<bool> put_zeros(const Block& block, std::uint64_t offset, std::uint64_t length);
   // At the end of the guest: a watch whose close would give zeros to waiters is left open.
   ~Watches();
   Watches() = default;
@@ -44,6 +49,8 @@ class Watches {
   UniqueFd& slot(Purpose purpose) noexcept { return open_[static_cast<std::size_t>(purpose) - 1]; }
 
   UniqueFd device_;
+  // put_zeros() uses a descriptor that the serving thread closes. Held by every member with open_ or lost_pages_.
+  mutable std::mutex lock_;
   std::array<UniqueFd, 3> open_;
   UniqueFd lost_pages_;
 };

@@ -184,3 +184,32 @@ TEST_CASE("GuestWatch.who_waits_for_a_missing_page_is_never_given_zeros") {
   subject.reset();
   CHECK(userfaultfds() == before + 1);  // left open on purpose
 }
+
+TEST_CASE("GuestWatch.memory_given_back_before_it_came_is_zero_and_stays_so") {
+  Subject subject;
+  FakeDaemon daemon;
+  attach(subject.get(), daemon, MD_RUNNING);
+  auto fds = watch(daemon, Purpose::missing, missing_shmem);
+  if (fds.empty()) return;
+  register_block(fds[0].get(), subject, UFFDIO_REGISTER_MODE_MISSING);
+  alignas(4096) static std::byte page[4096];
+  page[0] = std::byte{42};
+  uffdio_copy copy{};
+  copy.src = reinterpret_cast<std::uintptr_t>(page);
+  copy.len = 4096;
+  copy.dst = reinterpret_cast<std::uintptr_t>(subject.memory);
+  REQUIRE(::ioctl(fds[0].get(), UFFDIO_COPY, &copy) == 0);
+  // The first page came, the second is still to come.
+  REQUIRE(md_guest_give_back(subject.get(), "ram", 0, 8192) == 0);
+  copy.dst += 4096;
+  CHECK(::ioctl(fds[0].get(), UFFDIO_COPY, &copy) == -1);
+  CHECK(errno == EEXIST);
+  CHECK(subject.memory[0] == std::byte{0});
+  CHECK(subject.memory[4096] == std::byte{0});
+  // Nothing is to come any more: it is punched out.
+  fds.clear();
+  REQUIRE(daemon.receive()->header.type == static_cast<std::uint16_t>(Type::given_back));
+  daemon.must(Type::unwatch, Unwatch{Purpose::missing});
+  REQUIRE(md_guest_give_back(subject.get(), "ram", 0, 8192) == 0);
+  CHECK(subject.memory[4096] == std::byte{0});
+}
