@@ -87,23 +87,24 @@ void DirtyLogShared::stop() noexcept {
 }
 
 GivenBackPages::GivenBackPages(const RamMap& map) {
-  for (std::size_t i = 0; i < map.size(); ++i) pages_.emplace_back(map.at(i).pages());
+  for (std::size_t i = 0; i < map.size(); ++i) pages_of_.push_back(map.at(i).pages());
 }
 
 void GivenBackPages::listen(bool on) {
   const std::lock_guard lock(lock_);
-  listening_ = on;
-  for (Bitmap& bitmap : pages_) bitmap.clear_all();
+  pages_.clear();
+  if (!on) return;
+  for (const std::uint64_t pages : pages_of_) pages_.emplace_back(pages);
 }
 
 Result<void> GivenBackPages::note(std::size_t block, std::uint64_t offset, std::uint64_t length) {
-  if (block >= pages_.size()) return wire_error(fmt::format("memory given back: block {} does not exist", block));
-  const std::uint64_t bytes = pages_[block].size() * page_size;
+  if (block >= pages_of_.size()) return wire_error(fmt::format("memory given back: block {} does not exist", block));
+  const std::uint64_t bytes = pages_of_[block] * page_size;
   if (offset % page_size != 0 || length % page_size != 0 || offset > bytes || length > bytes - offset)
     return wire_error(fmt::format("memory given back: {}+{} is no range of pages of block {} ({} bytes)", hex(offset),
                                   hex(length), block, hex(bytes)));
   const std::lock_guard lock(lock_);
-  if (listening_) pages_[block].set_range(offset / page_size, length / page_size);
+  if (!pages_.empty()) pages_[block].set_range(offset / page_size, length / page_size);
   return {};
 }
 

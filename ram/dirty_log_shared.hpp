@@ -92,7 +92,8 @@ class GivenBackPages {
  private:
   // Whoever tells and the log's owner meet here; a range is many words, so atomics would not do.
   std::mutex lock_;
-  bool listening_ = false;
+  std::vector<std::uint64_t> pages_of_;  // per block
+  // Only while somebody listens: a bit per page of a guest that may register terabytes, and never be moved.
   DirtyBitmaps pages_;
 };
 

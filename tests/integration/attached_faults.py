@@ -122,6 +122,21 @@ class Liars(HostTest):
         self.assertIn("more than 256 blocks", guest.refusal(g.ADD_BLOCK, body, [fd]))
         os.close(fd)
 
+    def test_a_terabyte_costs_nothing_until_it_is_moved(self) -> None:
+        if self.shared.daemon.is_sanitized():
+            self.skipTest("a sanitizer's memory hides what the daemon takes")
+        guest = self.connected()
+        fd = g.memfd(1 << 40)
+        before = self.resident()
+        guest.ask(g.ADD_BLOCK, g.text("vast") + struct.pack(">QQIB", 1 << 44, 1 << 40, g.PAGE, g.PROTECT), [fd])
+        guest.ask(g.READY, bytes([g.PAUSED]) + bytes(16))
+        self.assertLess(self.resident(), before + (8 << 20))  # one bit per page would be 32 MiB
+        os.close(fd)
+
+    def resident(self) -> int:
+        with open(f"/proc/{self.shared.daemon.process.pid}/status", encoding="utf-8") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmRSS"))
+
     def test_blocks_made_here(self) -> None:
         guest = self.connected()
         _, fds = guest.ask(g.NEW_BLOCK, g.text("ram") + struct.pack(">QI", 8 * g.PAGE, g.PAGE))
