@@ -78,6 +78,8 @@ md_guest* md_guest_new(const char* machine_name, const md_callbacks* callbacks, 
 void md_guest_free(md_guest* guest) {
   // In a callback there is no way to end the thread that runs it.
   if (guest == nullptr || guest->guest->is_serving_here()) return;
+  // Of the rest of a guest whose thread does not exist here nothing can be undone; it is the child's copy.
+  if (guest->guest->is_in_child()) return guest->guest->leave();
   status([&]() -> Result<void> {
     delete guest;
     return {};

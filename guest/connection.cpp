@@ -214,6 +214,13 @@ void Connection::hang_up() {
   end(Error(ErrorKind::cancelled, "hung up"));
 }
 
+// Without the lock: a thread that the child does not have may hold it.
+void Connection::leave() noexcept {
+  socket_.reset();
+  loop_.reset();
+  wakeup_.reset();
+}
+
 bool Connection::is_open() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return !end_;

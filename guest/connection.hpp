@@ -41,6 +41,8 @@ class Connection {
 
   // Ends it; everybody who waits is told.
   void hang_up();
+  // In a forked child: closes its copies of the descriptors, and the parent goes on.
+  void leave() noexcept;
   bool is_open() const;
   // Readable when next() has something. -1 without a loop.
   int loop_fd() const noexcept { return loop_.get(); }
@@ -62,7 +64,7 @@ class Connection {
   Result<void> send_or_end(const Header& header, ByteView body, std::span<const int> fds);
   void request_done();
 
-  const UniqueFd socket_;
+  UniqueFd socket_;
   UniqueFd loop_;    // epoll over the socket and wakeup_
   UniqueFd wakeup_;  // eventfd: something was kept for next()
 

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <pthread.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -66,6 +67,22 @@ Guest::~Guest() {
   watches_.daemon_gone(blocks_.all());
 }
 
+bool Guest::is_in_child() const noexcept {
+  const pid_t attached = process_.load();
+  return attached != 0 && attached != ::getpid();
+}
+
+// The connection is the parent's: a child that used it would take the parent's answers, or end it.
+Result<void> Guest::prove_own() const {
+  if (is_in_child()) return plan_error("this process is a forked child: its parent has attached the guest");
+  return {};
+}
+
+void Guest::leave() noexcept {
+  if (connection_) connection_->leave();
+  watches_.leave();
+}
+
 Result<void> Guest::prove_detached() const {
   if (is_attached()) return plan_error("the guest is attached; this is for before");
   return {};
@@ -111,6 +128,7 @@ int Guest::loop_fd() const {
 }
 
 Result<void> Guest::attach(const char* socket_path, unsigned flags) {
+  MD_CHECK(prove_own());
   if (is_serving_here()) return plan_error("a callback cannot attach");
   const std::lock_guard<std::mutex> one_at_a_time(attaching_);
   MD_CHECK(prove_detached());
@@ -137,6 +155,7 @@ Result<void> Guest::attach(const char* socket_path, unsigned flags) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     connection_ = made;
+    process_ = ::getpid();
   }
   return no_thread ? Result<void>{} : start_serving(std::move(made));
 }
@@ -190,6 +209,7 @@ Result<void> Guest::tell_blockers(Connection& open) {
 }
 
 Result<void> Guest::detach() {
+  MD_CHECK(prove_own());
   if (is_serving_here()) return plan_error("a callback cannot detach");
   const std::lock_guard<std::mutex> one_at_a_time(attaching_);
   if (const auto open = connection(); open && open->is_open()) {
@@ -205,6 +225,7 @@ Result<void> Guest::detach() {
   watches_.daemon_gone(blocks_.all());
   const std::lock_guard<std::mutex> lock(mutex_);
   connection_.reset();
+  process_ = 0;
   return {};
 }
 
@@ -213,6 +234,7 @@ void Guest::finish_thread() {
 }
 
 Result<void> Guest::give_back(const char* name, std::uint64_t offset, std::uint64_t length, bool punch) {
+  MD_CHECK(prove_own());
   MD_TRY(const std::size_t block, blocks_.find(name));
   MD_CHECK(blocks_.prove_range(block, offset, length));
   if (punch) {
@@ -228,6 +250,7 @@ Result<void> Guest::give_back(const char* name, std::uint64_t offset, std::uint6
 }
 
 Result<int> Guest::add_blocker(const char* reason) {
+  MD_CHECK(prove_own());
   if (reason == nullptr || *reason == '\0' || !is_sentence(reason)) {
     return plan_error("a blocker's reason is 1 to 4096 bytes of UTF-8 without control characters");
   }
@@ -250,6 +273,7 @@ Result<int> Guest::add_blocker(const char* reason) {
 }
 
 Result<void> Guest::delete_blocker(int number) {
+  MD_CHECK(prove_own());
   const std::lock_guard<std::mutex> lock(blocking_);
   const auto found = std::find_if(blockers_.begin(), blockers_.end(),
                                   [&](const Blocker& blocker) { return blocker.number == number; });

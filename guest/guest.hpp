@@ -49,6 +49,10 @@ class Guest {
   // Runs the callbacks that are due. Error: the daemon is gone, or there is no loop to serve.
   Result<void> dispatch();
 
+  // In a child of the process that attached, by fork.
+  bool is_in_child() const noexcept;
+  // There: closes its copies of the descriptors.
+  void leave() noexcept;
   Result<void> give_back(const char* name, std::uint64_t offset, std::uint64_t length, bool punch);
   Result<int> add_blocker(const char* reason);
   Result<void> delete_blocker(int number);
@@ -76,6 +80,7 @@ class Guest {
   Result<void> say_hello(Connection& connection);
   Result<void> tell_blockers(Connection& connection);
   Result<void> prove_detached() const;
+  Result<void> prove_own() const;
   std::shared_ptr<Connection> connection() const;
 
   Result<void> start_serving(std::shared_ptr<Connection> connection);
@@ -116,6 +121,7 @@ class Guest {
   mutable std::mutex mutex_;                // connection_
   std::shared_ptr<Connection> connection_;  // null before the first attach and after detach
   std::atomic<bool> is_detaching_ = false;
+  std::atomic<pid_t> process_ = 0;  // that attached; 0: none did
   std::thread thread_;
 };
 

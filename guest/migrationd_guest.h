@@ -81,7 +81,10 @@ typedef struct md_callbacks {
 
 /* `machine_name` is the stream's machine: only guests of the same name take each other's state. */
 md_guest* md_guest_new(const char* machine_name, const md_callbacks* callbacks, void* user);
-/* Detaches first, or hangs up if that is refused. Blocks made by md_guest_new_block() are unmapped. NULL: nothing. */
+/* Detaches first, or hangs up if that is refused. Blocks made by md_guest_new_block() are unmapped. NULL: nothing.
+ * In a forked child the guest is its parent's: calls that would talk to the daemon fail, and this one closes the
+ * child's descriptors only. A child that lives on calls it: while it holds them the daemon does not see its parent's
+ * death. */
 void md_guest_free(md_guest* guest);
 /* Why the last call of this thread failed; valid until its next one. Never NULL. `guest` may be NULL. */
 const char* md_guest_error(const md_guest* guest);

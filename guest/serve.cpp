@@ -51,6 +51,7 @@ void Guest::serve(Connection& open) noexcept {
 }
 
 Result<void> Guest::dispatch() {
+  MD_CHECK(prove_own());
   if (is_serving_here()) return plan_error("a callback cannot dispatch");
   const auto open = connection();
   if (!open || open->loop_fd() < 0) return plan_error("nothing is attached with MD_NO_THREAD");

@@ -95,6 +95,12 @@ void Watches::daemon_gone(std::span<const Block> blocks) noexcept {
   if (slot(Purpose::missing)) lost_pages_ = std::move(slot(Purpose::missing));
 }
 
+void Watches::leave() noexcept {
+  device_.reset();
+  for (UniqueFd& open : open_) open.reset();
+  lost_pages_.reset();
+}
+
 bool Watches::has_lost_pages() const noexcept {
   const std::lock_guard<std::mutex> lock(lock_);
   return static_cast<bool>(lost_pages_);

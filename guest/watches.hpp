@@ -39,6 +39,8 @@ class Watches {
   // While pages are still to come a punched one would be filled with what the other end still sends. There whole pages
   // of `block` are made zeros instead, whether they came or not: true. False: nothing is to come, so punch. Any thread.
   Result<bool> put_zeros(const Block& block, std::uint64_t offset, std::uint64_t length);
+  // In a forked child: closes its copies. Without the lock, which a thread that the child does not have may hold.
+  void leave() noexcept;
   // At the end of the guest: a watch whose close would give zeros to waiters is left open.
   ~Watches();
   Watches() = default;

@@ -3,6 +3,8 @@
 #include "tests/unit/guest/recorder.hpp"
 
 #include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <thread>
 
@@ -239,4 +241,24 @@ TEST_CASE("GuestLife.throttling_takes_one_place_and_other_notices_are_bounded") 
   while (daemon.receive()) {
   }
   CHECK(subject.recorder.wait_for("event 4 OUTCOME: too many notices at a time"));
+}
+
+TEST_CASE("GuestLife.a_forked_child_cannot_end_its_parents_connection") {
+  Subject subject;
+  FakeDaemon daemon;
+  attach(subject.get(), daemon, MD_RUNNING);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    bool as_promised = md_guest_detach(subject.get()) == -1 && md_guest_give_back(subject.get(), "ram", 0, 4096) == -1;
+    as_promised = as_promised && md_guest_add_blocker(subject.get(), "of the child") == -1;
+    md_guest_free(subject.get());
+    ::_exit(as_promised ? 0 : 1);
+  }
+  REQUIRE(child > 0);
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
+  // Nothing was said meanwhile: the next word is the answer to this.
+  daemon.must(Type::stop, Empty{});
+  CHECK(detach(subject.get(), daemon) == 0);
 }
