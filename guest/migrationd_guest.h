@@ -26,6 +26,9 @@
  * the processor and by system calls. It does not see writes through other mappings (helper processes, forked children),
  * nor those to buffers that were pinned before (io_uring's registered buffers, DMA, vhost): those need MD_TRACK_BITMAP,
  * whose bits the writer sets after each write. Memory given back (a punched hole) is told by md_guest_given_back().
+ * While pages are still to come (a postcopy, from start() at the far end until it has completed), nothing may read or
+ * write the memory through another mapping at all: a page that is not there yet would be zeros there, and then for the
+ * guest too.
  *
  * Errors: functions return 0 or a pointer on success, -1 or NULL on failure; md_guest_error() then says why in a
  * sentence. Callbacks and hooks that return something else than 0 refuse; md_guest_refuse() gives their sentence. C++
