@@ -96,7 +96,13 @@ const char* md_guest_error(const md_guest* guest);
 int md_guest_refuse(md_guest* guest, const char* why);
 
 /* --- memory: before attach --- */
-enum md_tracking { MD_TRACK_NONE = 0, MD_TRACK_WRITE_PROTECT = 1, MD_TRACK_BITMAP = 2, MD_TRACK_BOTH = 3 };
+enum md_tracking {
+  MD_TRACK_NONE = 0,
+  MD_TRACK_WRITE_PROTECT = 1,
+  MD_TRACK_BITMAP = 2,
+  MD_TRACK_BOTH = 3,
+  MD_TRACK_LAST = 0x7fffffff, /* refused; here so that a wrong number is a value that C++ may look at */
+};
 
 /* A sealed memfd of `length` bytes, mapped; `page_size` 4096 or 2097152 (huge pages, which must be there). */
 void* md_guest_new_block(md_guest* guest, const char* name, uint64_t length, uint32_t page_size,
@@ -136,9 +142,10 @@ enum md_type {
   MD_TYPE_I32,
   MD_TYPE_I64,
   MD_TYPE_DOUBLE,
-  MD_TYPE_BUFFER, /* raw bytes */
-  MD_TYPE_STRUCT, /* `nested` */
-  MD_TYPE_UNUSED, /* `size` bytes of zeros on the wire, no member */
+  MD_TYPE_BUFFER,            /* raw bytes */
+  MD_TYPE_STRUCT,            /* `nested` */
+  MD_TYPE_UNUSED,            /* `size` bytes of zeros on the wire, no member */
+  MD_TYPE_LAST = 0x7fffffff, /* refused; as MD_TRACK_LAST */
 };
 
 struct md_device;

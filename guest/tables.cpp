@@ -75,6 +75,7 @@ Scalar scalar_of(md_type type) {
     case MD_TYPE_BUFFER:
     case MD_TYPE_STRUCT:
     case MD_TYPE_UNUSED:
+    case MD_TYPE_LAST:
       break;
   }
   return {};
