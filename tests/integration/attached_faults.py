@@ -334,7 +334,6 @@ class Faults(HostTest):
             ("bytes too many", lambda: (struct.pack(">Q", len(good) + 1), [g.sealed_state(good + b"x")])),
             ("magic", lambda: (struct.pack(">Q", 20), [g.sealed_state(bytes(20))])),
             ("never registered", lambda: self.state([("other", 0, 3, b"", "")])),
-            ("saved nothing for it", lambda: self.state([])),
             ("stands there twice", lambda: self.state([ledger, ledger])),
             ("saved as version 4", lambda: self.state([("ledger", 0, 4, b"", "")])),
             ("accounts for 7 of 8", lambda: self.state([(*ledger[:4], described % 7)])),
