@@ -17,6 +17,8 @@ using vmstate::Field;
 
 // Ends of lists that are not there: a table without MD_END must not make us read on for ever.
 constexpr std::size_t most_fields = 4096;
+// No struct is larger; above it stands what was computed wrongly, and the engine's mark for "no offset".
+constexpr std::size_t most_offset = std::size_t{1} << 30;
 
 const Table& table_behind(const vmstate::Description& table) { return static_cast<const Table&>(table); }
 
@@ -204,6 +206,10 @@ Result<void> Tables::fill(Table& table, unsigned depth) {
           fmt::format("more than {} subsections, or no NULL behind the last", vmstate::table_subsections));
     }
     MD_TRY(const Table* made, table_of(**part, table.owner, table.object_bytes, depth + 1));
+    if (table.object_bytes != 0 && made->object_bytes > table.object_bytes) {
+      return plan_error(fmt::format("the state has {} bytes, but its subsection '{}' describes {}", table.object_bytes,
+                                    made->name, made->object_bytes));
+    }
     table.subsections.push_back(made);
   }
   return {};
@@ -214,6 +220,9 @@ Result<Field> Tables::field_of(const Table& table, const md_field& field, unsign
   if (field.count == 0) return plan_error("has no elements (count is 0; 1 for no array)");
   if (field.version > table.version) {
     return plan_error(fmt::format("its version {} is above the table's {}", field.version, table.version));
+  }
+  if (field.offset > most_offset || (field.counted != 0 && field.count_offset > most_offset)) {
+    return plan_error("its offset, or that of its count, is above 1 GiB");
   }
   MD_TRY(Field row, shape_of(table, field, depth));
   row.version = field.version;

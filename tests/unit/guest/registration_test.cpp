@@ -143,6 +143,8 @@ TEST_CASE("GuestTables.what_is_wrong_with_a_table_is_said_in_a_sentence") {
   CHECK(field([](md_field& f) { f.version = 2; }) ==
         "table 'dev': field 0 'one': its version 2 is above the table's 1");
   CHECK(field([](md_field& f) { f.offset = sizeof(State); }).find("outside the state") != std::string::npos);
+  CHECK(field([](md_field& f) { f.offset = ~std::size_t{0}; }) ==
+        "table 'dev': field 0 'one': its offset, or that of its count, is above 1 GiB");
   CHECK(field([](md_field& f) { f.type = static_cast<md_type>(99); }) ==
         "table 'dev': field 0 'one': type 99 is none of enum md_type");
   CHECK(field([](md_field& f) { f.counted = 1; }).find("count_type is none of") != std::string::npos);
@@ -168,6 +170,14 @@ TEST_CASE("GuestTables.wrong_devices_are_refused") {
   device = table("dev", none);
   device.subsections = parts;
   CHECK(fault_of(device) == "table 'dev': a subsection's name does not begin with the table's");
+  const md_field within[] = {MD_U32(State, one), MD_END};
+  md_device larger = table("dev/larger", within);
+  larger.state_size = sizeof(State) + 8;
+  const md_device* const larger_parts[] = {&larger, nullptr};
+  device = table("dev", none);
+  device.state_size = sizeof(State);
+  device.subsections = larger_parts;
+  CHECK(fault_of(device).find("but its subsection 'dev/larger' describes") != std::string::npos);
   // One that holds itself.
   md_field loop[] = {MD_STRUCT(State, inner, nullptr), MD_END};
   device = table("dev", loop);
