@@ -186,7 +186,7 @@ Result<void> Guest::introduce(Connection& open, GuestState state) {
 
 Result<void> Guest::say_hello(Connection& open) {
   Hello hello;
-  hello.library = "libmigrationd-guest 1";
+  hello.library = "libmigrationd-guest " MIGRATIOND_VERSION;
   hello.machine_name = machine_name_;
   hello.vcpus = vcpus_;
   hello.wants_device = UniqueFd(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC)).get() < 0;

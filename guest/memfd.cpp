@@ -20,7 +20,6 @@ namespace {
 
 constexpr std::uint32_t huge_page = 2097152;
 constexpr int length_seals = F_SEAL_SHRINK | F_SEAL_GROW;
-constexpr int all_seals = length_seals | F_SEAL_WRITE | F_SEAL_SEAL;
 // "memfd:" is put in front by the kernel.
 constexpr std::size_t memfd_name_bytes = 200;
 
@@ -110,40 +109,6 @@ Result<void> prove_mapping(const void* address, std::uint64_t length, int fd) {
   }
   if (proved < length) return no_such_mapping(fmt::format("nothing is at {:#x}", start + proved));
   return {};
-}
-
-Result<UniqueFd> make_state(ByteView bytes) {
-  UniqueFd fd(::memfd_create("migrationd-state", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!fd) return Error::from_errno("make a memfd for the state");
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(fd.get(), bytes.data(), bytes.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return Error::from_errno("write the state to its memfd");
-    bytes = bytes.subspan(static_cast<std::size_t>(written));
-  }
-  if (::fcntl(fd.get(), F_ADD_SEALS, all_seals) != 0) return Error::from_errno("seal the state");
-  return fd;
-}
-
-Result<Bytes> read_state(int fd, std::uint64_t length) {
-  MD_TRY(const int seals, seals_of(fd));
-  if ((seals & (length_seals | F_SEAL_WRITE)) != (length_seals | F_SEAL_WRITE)) {
-    return wire_error("the state's memfd is not sealed against everything");
-  }
-  struct stat facts {};
-  if (::fstat(fd, &facts) != 0) return Error::from_errno("look at the state's memfd");
-  if (static_cast<std::uint64_t>(facts.st_size) != length) {
-    return wire_error(fmt::format("the state's memfd has {} bytes, not {}", facts.st_size, length));
-  }
-  Bytes out(length);
-  std::size_t done = 0;
-  while (done < out.size()) {
-    const ssize_t count = ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(done));
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) return Error::from_errno("read the state");
-    done += static_cast<std::size_t>(count);
-  }
-  return out;
 }
 
 }  // namespace migrationd::guest

@@ -5,10 +5,10 @@
 // Thread: functions. Errors: ErrorKind::io from the system, ErrorKind::machine for a descriptor that will not do.
 #pragma once
 
-#include "base/bytes.hpp"
 #include "base/result.hpp"
 #include "base/unique_fd.hpp"
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -25,10 +25,5 @@ Result<std::uint32_t> prove_memory(int fd, std::uint64_t length);
 
 // That [address, address + length) is a shared, writable mapping of `fd` from its start on (/proc/self/maps).
 Result<void> prove_mapping(const void* address, std::uint64_t length, int fd);
-
-// A memfd with these bytes, sealed against everything.
-Result<UniqueFd> make_state(ByteView bytes);
-// Its bytes. Refused unless it is sealed against everything and `length` long; the caller has bounded that.
-Result<Bytes> read_state(int fd, std::uint64_t length);
 
 }  // namespace migrationd::guest

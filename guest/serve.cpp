@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the daemon asks, and how it is answered. Every packet is proved by its decoder; here is whether it may come now.
 #include "guest/guest.hpp"
-#include "guest/memfd.hpp"
+#include "guest/sealed_state.hpp"
 
 #include <fcntl.h>
 #include <fmt/format.h>

@@ -3,6 +3,7 @@
 
 #include "base/log.hpp"
 #include "daemon/machine/attached_state.hpp"
+#include "guest/sealed_state.hpp"
 #include "ram/dirty_log_factory.hpp"
 
 #include <fmt/format.h>
@@ -187,7 +188,7 @@ Result<DeviceState> AttachedMachine::save_devices(std::string_view run_state) {
 Result<DeviceState> AttachedMachine::fetch_state(std::string_view run_state) {
   MD_TRY(const GuestMessage answer, link_->ask(guest::Type::save, guest::Empty{}, GuestLink::state_patience));
   MD_TRY(const auto state, guest::decode<guest::StateLength>(answer.body));
-  MD_TRY(const Bytes bytes, read_sealed_state(answer.fds.front().get(), state.length));
+  MD_TRY(const Bytes bytes, guest::read_state(answer.fds.front().get(), state.length));
   auto sections = guest::decode_state(bytes);
   if (!sections) return std::move(sections).error().with("the guest's state");
   auto saved = state_to_stream(std::move(*sections), guest_.devices, run_state, first_attached_section);
@@ -199,7 +200,7 @@ Result<std::optional<std::string>> AttachedMachine::load_devices(DeviceState sta
   if (is_running()) return machine_error("load devices: the guest runs");
   MD_TRY(const StreamState received, state_from_stream(std::move(state), guest_.devices));
   MD_TRY(const Bytes bytes, guest::encode_state(received.sections));
-  MD_TRY(const UniqueFd fd, make_sealed_state(bytes));
+  MD_TRY(const UniqueFd fd, guest::make_state(bytes));
   // What is half loaded is nothing that could run.
   has_state_ = false;
   MD_CHECK(link_->ask(guest::Type::load, guest::StateLength{bytes.size()}, GuestLink::state_patience, fd.get()));

@@ -5,12 +5,7 @@
 #include "daemon/machine/synthetic_devices.hpp"
 #include "protocol/stream/vmdescription.hpp"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <linux/memfd.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <utility>
@@ -18,13 +13,26 @@
 namespace migrationd {
 namespace {
 
-constexpr int all_seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
-
 const guest::AddDevice* find_device(std::span<const guest::AddDevice> devices, std::string_view id,
                                     std::uint32_t instance) {
   const auto found = std::find_if(devices.begin(), devices.end(),
                                   [&](const auto& device) { return device.id == id && device.instance == instance; });
   return found == devices.end() ? nullptr : &*found;
+}
+
+// The device that a section of a stream is for. A stream of an older guest may name it without the path it has here:
+// then the instance counts the devices of that name, as the guest's library does.
+const guest::AddDevice* find_target(std::span<const guest::AddDevice> devices, std::string_view id,
+                                    std::uint32_t instance) {
+  if (const auto* const exact = find_device(devices, id, instance)) return exact;
+  const std::string tail = fmt::format("/{}", id);
+  std::uint32_t number = 0;
+  for (const guest::AddDevice& device : devices) {
+    const bool has_path = device.id.ends_with(tail);
+    if (!has_path && device.id != id) continue;
+    if (number++ == instance) return has_path ? &device : nullptr;
+  }
+  return nullptr;
 }
 
 std::string of_device(std::string_view id, std::uint32_t instance) {
@@ -121,7 +129,7 @@ Result<StreamState> state_from_stream(DeviceState state, std::span<const guest::
       continue;
     }
     const std::string who = of_device(section.name, section.instance_id);
-    const guest::AddDevice* const device = find_device(devices, section.name, section.instance_id);
+    const guest::AddDevice* const device = find_target(devices, section.name, section.instance_id);
     if (device == nullptr) return machine_error(who + ": the stream has it, the guest here has not");
     if (section.version_id < device->minimum_version || section.version_id > device->version)
       return machine_error(fmt::format("{}: version {} came, the guest here reads {} to {}", who, section.version_id,
@@ -130,38 +138,6 @@ Result<StreamState> state_from_stream(DeviceState state, std::span<const guest::
                             std::move(section.body), std::string()});
   }
   return out;
-}
-
-Result<Bytes> read_sealed_state(int fd, std::uint64_t length) {
-  const int seals = ::fcntl(fd, F_GET_SEALS);
-  if (seals < 0 || (seals & all_seals) != all_seals)
-    return machine_error("the guest's state is in no memfd that is sealed against shrinking, growing and writing");
-  struct stat status {};
-  if (::fstat(fd, &status) != 0) return Error::from_errno("look at the guest's state");
-  if (static_cast<std::uint64_t>(status.st_size) < length)
-    return machine_error(fmt::format("the guest's state has {} bytes, it said {}", status.st_size, length));
-  Bytes bytes(length);
-  for (std::size_t done = 0; done < length;) {
-    const ssize_t got = ::pread(fd, bytes.data() + done, length - done, static_cast<off_t>(done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return Error::from_errno("read the guest's state");
-    if (got == 0) return machine_error("the guest's state is shorter than it said");
-    done += static_cast<std::size_t>(got);
-  }
-  return bytes;
-}
-
-Result<UniqueFd> make_sealed_state(ByteView bytes) {
-  UniqueFd fd(::memfd_create("migrationd-state", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!fd) return Error::from_errno("make a memfd for the guest's state");
-  for (std::size_t done = 0; done < bytes.size();) {
-    const ssize_t put = ::pwrite(fd.get(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
-    if (put < 0 && errno == EINTR) continue;
-    if (put <= 0) return Error::from_errno("write the guest's state");
-    done += static_cast<std::size_t>(put);
-  }
-  if (::fcntl(fd.get(), F_ADD_SEALS, all_seals | F_SEAL_SEAL) != 0) return Error::from_errno("seal the guest's state");
-  return fd;
 }
 
 }  // namespace migrationd

@@ -11,7 +11,6 @@
 #pragma once
 
 #include "base/result.hpp"
-#include "base/unique_fd.hpp"
 #include "daemon/machine/machine.hpp"
 #include "guest/protocol.hpp"
 
@@ -34,10 +33,5 @@ struct StreamState {
 };
 // Errors name the device that is unknown here, too new or too old.
 Result<StreamState> state_from_stream(DeviceState state, std::span<const guest::AddDevice> devices);
-
-// The bytes of a sealed memfd that the guest gave for its state; not mapped, so that nothing of it can fault.
-Result<Bytes> read_sealed_state(int fd, std::uint64_t length);
-// Such a memfd.
-Result<UniqueFd> make_sealed_state(ByteView bytes);
 
 }  // namespace migrationd

@@ -4,18 +4,22 @@
 #include "base/log.hpp"
 #include "base/thread.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <array>
-#include <cstring>
+#include <span>
 #include <utility>
 
 namespace migrationd {
 namespace {
 
 using std::chrono::steady_clock;
+
+constexpr std::string_view the_guest = "the guest";
 
 const char* name_of(guest::Type type) noexcept { return guest::name_of(static_cast<std::uint16_t>(type)); }
 
@@ -26,29 +30,105 @@ std::uint32_t serial_of(const Bytes& packet) noexcept { return load_be<std::uint
 }  // namespace
 
 GuestLink::GuestLink(UniqueFd socket, std::chrono::milliseconds deadline, GuestListener& listener,
-                     std::unique_ptr<StopSource> stop) noexcept
-    : socket_(std::move(socket)), deadline_(deadline), listener_(listener), stop_(std::move(stop)) {}
+                     std::unique_ptr<StopSource> stop, UniqueFd wake, bool resting) noexcept
+    : socket_(std::move(socket)),
+      deadline_(deadline),
+      listener_(listener),
+      stop_(std::move(stop)),
+      wake_(std::move(wake)),
+      resting_(resting) {}
+
+Result<std::shared_ptr<GuestLink>> GuestLink::make(UniqueFd socket, std::chrono::milliseconds deadline,
+                                                   GuestListener& listener, bool resting) {
+  MD_TRY(auto stop, StopSource::make());
+  UniqueFd wake(::eventfd(resting ? 1 : 0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake) return Error::from_errno("make an eventfd for the guest's link");
+  std::shared_ptr<GuestLink> link(
+      new GuestLink(std::move(socket), deadline, listener, std::move(stop), std::move(wake), resting));
+  MD_CHECK(start_thread(link->thread_, "start the thread of the guest's link", [self = link.get()] { self->run(); }));
+  return link;
+}
 
 Result<std::shared_ptr<GuestLink>> GuestLink::start(UniqueFd socket, std::chrono::milliseconds deadline,
                                                     GuestListener& listener) {
-  MD_TRY(auto stop, StopSource::make());
-  std::shared_ptr<GuestLink> link(new GuestLink(std::move(socket), deadline, listener, std::move(stop)));
-  // One byte more than a packet may have: what is longer is seen to be.
-  link->buffer_.resize(guest::packet_bytes + 1);
-  MD_CHECK(start_thread(link->thread_, "start the thread of the guest's link", [self = link.get()] { self->run(); }));
-  return link;
+  return make(std::move(socket), deadline, listener, false);
+}
+
+Result<std::shared_ptr<GuestLink>> GuestLink::prepare(UniqueFd socket, std::chrono::milliseconds deadline,
+                                                      GuestListener& listener) {
+  return make(std::move(socket), deadline, listener, true);
 }
 
 GuestLink::~GuestLink() { close(); }
 
 void GuestLink::close() noexcept {
-  stop_->request();
+  request_stop();
   if (thread_.joinable()) thread_.join();
+}
+
+void GuestLink::request_stop() noexcept {
+  stop_->request();
+  const std::lock_guard lock(state_);
+  changed_.notify_all();
 }
 
 std::optional<Error> GuestLink::lost() const {
   const std::lock_guard lock(state_);
   return lost_;
+}
+
+// --- from one daemon to another -----------------------------------------------------------------------------------
+
+Result<void> GuestLink::let_go(std::chrono::milliseconds wait) {
+  const auto until = steady_clock::now() + wait;
+  std::unique_lock lock(state_);
+  resting_ = true;
+  [[maybe_unused]] const int woken = ::eventfd_write(wake_.get(), 1);
+  // A question of ours, the reader between two packets, and the guest's request that it read before.
+  const bool rests = changed_.wait_until(lock, until, [&] {
+    return lost_ || stop_->requested() || (!question_ && at_rest_ && requested_.load(std::memory_order_acquire) == 0);
+  });
+  if (rests && !lost_ && !overdue_ && !stop_->requested()) return {};
+  auto why = lost_ ? gone(*lost_)
+             : overdue_
+                 ? machine_error(fmt::format("the guest hangs: it has not answered {} yet, and cannot be handed over",
+                                             name_of(overdue_->type)))
+             : rests ? cancelled_error()
+                     : machine_error("the guest hangs: a request is under way, and it cannot be handed over");
+  resting_ = false;
+  changed_.notify_all();
+  return why;
+}
+
+void GuestLink::take_up(std::uint32_t last) noexcept {
+  const std::lock_guard lock(state_);
+  last_serial_ = last;
+  resting_ = false;
+  changed_.notify_all();
+}
+
+std::uint32_t GuestLink::last_serial() const {
+  const std::lock_guard lock(state_);
+  return last_serial_;
+}
+
+Result<UniqueFd> GuestLink::share_socket() const {
+  UniqueFd fd(::fcntl(socket_.get(), F_DUPFD_CLOEXEC, 0));
+  if (!fd) return Error::from_errno("hand the guest's connection over");
+  return fd;
+}
+
+// The reader, when it was woken. False: the end came first.
+bool GuestLink::rest() {
+  std::unique_lock lock(state_);
+  eventfd_t count = 0;
+  [[maybe_unused]] const int read = ::eventfd_read(wake_.get(), &count);
+  if (!resting_) return true;
+  at_rest_ = true;
+  changed_.notify_all();
+  changed_.wait(lock, [&] { return !resting_ || stop_->requested(); });
+  at_rest_ = false;
+  return !resting_;
 }
 
 // --- questions ----------------------------------------------------------------------------------------------------
@@ -57,6 +137,7 @@ Result<std::uint32_t> GuestLink::begin_question(guest::Type type, Bytes undo, st
   std::unique_lock lock(state_);
   changed_.wait_until(lock, until, [&] { return !question_ || lost_; });
   if (lost_) return gone(*lost_);
+  if (resting_) return machine_error("the guest is being handed over to another daemon");
   if (question_) return machine_error(fmt::format("the guest is still busy with {}", name_of(question_->type)));
   if (overdue_) {
     return machine_error(fmt::format("the guest hangs: it has not answered {} yet, and is not asked for {}",
@@ -99,43 +180,36 @@ Result<GuestMessage> GuestLink::ask_packet(Bytes packet, guest::Type type, unsig
 }
 
 Result<void> GuestLink::send(const Bytes& packet, int fd, steady_clock::time_point until) const {
-  iovec piece{const_cast<std::byte*>(packet.data()), packet.size()};
-  msghdr message{};
-  message.msg_iov = &piece;
-  message.msg_iovlen = 1;
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  if (fd >= 0) {
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    cmsghdr* const header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  }
-  while (::sendmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
-    if (errno == EINTR) continue;
-    if (errno != EAGAIN) return Error::from_errno("send to the guest");
+  const std::array<int, 1> fds{fd};
+  const auto along = std::span(fds).first(fd >= 0 ? 1 : 0);
+  while (true) {
+    MD_TRY(const bool sent, guest::try_send_packet(socket_.get(), packet, along, the_guest));
+    if (sent) return {};
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(until - steady_clock::now());
     if (left.count() <= 0) return machine_error("the guest hangs: it does not read");
     std::array<pollfd, 2> waits{pollfd{socket_.get(), POLLOUT, 0}, pollfd{stop_->fd(), POLLIN, 0}};
     ::poll(waits.data(), waits.size(), static_cast<int>(left.count()) + 1);
     if (stop_->requested()) return cancelled_error();
   }
-  return {};
 }
 
 void GuestLink::tell_packet(const Bytes& packet) noexcept {
+  {
+    const std::lock_guard lock(state_);
+    if (resting_) return;
+  }
   if (auto sent = send(packet, -1, steady_clock::now()); !sent && !lost()) log::warning(sent.error().text());
 }
 
 void GuestLink::send_answer(const Bytes& packet, int fd) noexcept {
-  // Who asks without reading the answers is not waited for.
+  // Who asks without reading the answers is not waited for. The next request may be here before this thread goes on.
   requested_.store(0, std::memory_order_release);
   if (auto sent = send(packet, fd, steady_clock::now()); !sent && !lost()) {
     log::warning(sent.error().text());
-    stop_->request();
+    request_stop();
   }
+  const std::lock_guard lock(state_);
+  changed_.notify_all();
 }
 
 void GuestLink::answer_raw(const guest::Header& request, ByteView body, int fd) noexcept {
@@ -153,11 +227,13 @@ void GuestLink::refuse(const guest::Header& request, const std::string& why) noe
 
 void GuestLink::run() {
   while (true) {
-    std::array<pollfd, 2> waits{pollfd{socket_.get(), POLLIN, 0}, pollfd{stop_->fd(), POLLIN, 0}};
+    std::array<pollfd, 3> waits{pollfd{socket_.get(), POLLIN, 0}, pollfd{stop_->fd(), POLLIN, 0},
+                                pollfd{wake_.get(), POLLIN, 0}};
     if (::poll(waits.data(), waits.size(), -1) < 0 && errno != EINTR)
       return end(Error::from_errno("wait for the guest"));
+    if (waits[2].revents != 0 && !rest()) return;
     if (stop_->requested()) return end(cancelled_error());
-    auto message = receive();
+    auto message = guest::try_receive_packet(socket_.get(), the_guest);
     if (!message) return end(std::move(message).error());
     if (!*message) continue;
     const guest::Header header = (*message)->header;
@@ -179,45 +255,6 @@ void GuestLink::end(Error why) {
   }
   ::shutdown(socket_.get(), SHUT_RDWR);
   listener_.on_lost(why);
-}
-
-// Nothing: there was none after all.
-Result<std::optional<GuestMessage>> GuestLink::receive() {
-  iovec piece{buffer_.data(), buffer_.size()};
-  msghdr message{};
-  message.msg_iov = &piece;
-  message.msg_iovlen = 1;
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * guest::packet_fds)> control{};
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  const ssize_t length = ::recvmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  if (length < 0) {
-    if (errno == EAGAIN || errno == EINTR) return std::optional<GuestMessage>();
-    return Error::from_errno("read from the guest");
-  }
-  // First of all: they are ours to close, whatever else is wrong.
-  GuestMessage out;
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
-    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-    for (std::size_t at = 0; CMSG_LEN(at + sizeof(int)) <= header->cmsg_len; at += sizeof(int)) {
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(header) + at, sizeof fd);
-      out.fds.emplace_back(fd);
-    }
-  }
-  if (length == 0) return Error(ErrorKind::peer, "it closed the connection");
-  if ((message.msg_flags & MSG_TRUNC) != 0 || static_cast<std::size_t>(length) > guest::packet_bytes)
-    return wire_error(fmt::format("a packet of more than {} bytes", guest::packet_bytes));
-  if ((message.msg_flags & MSG_CTRUNC) != 0)
-    return wire_error(fmt::format("a packet with more than {} descriptors", guest::packet_fds));
-  const ByteView packet(buffer_.data(), static_cast<std::size_t>(length));
-  ByteReader in(packet);
-  MD_TRY(out.header, guest::decode_header(in));
-  const guest::FdCount count = guest::fds_of(out.header.type);
-  if (out.fds.size() < count.least || out.fds.size() > count.most)
-    return wire_error(fmt::format("{} with {} descriptors", guest::name_of(out.header.type), out.fds.size()));
-  out.body.assign(in.rest().begin(), in.rest().end());
-  return std::optional<GuestMessage>(std::move(out));
 }
 
 Result<void> GuestLink::take(GuestMessage message) {

@@ -12,6 +12,10 @@
 // came after all. What a late answer did is undone then by the question's `undo` (a STOP that was given up by a START),
 // so that daemon and guest agree again on what runs. A guest that dies is known at once: its socket closes.
 //
+// Another daemon may go on with the guest (docs/formats/update.md): let_go() brings the link to rest, between two
+// packets and with no request of either side under way; the socket is the other daemon's then, or take_up() makes it
+// ours again. A link at rest ends without a word: the connection is not shut down, only our descriptor of it closed.
+//
 // Thread: ask, tell, answer, refuse from any; one question is under way at a time, others wait for it. The listener is
 // called on the link's thread, which must not ask. Destroyed by any other thread; joins.
 #pragma once
@@ -20,7 +24,7 @@
 #include "base/result.hpp"
 #include "base/stop.hpp"
 #include "base/unique_fd.hpp"
-#include "guest/protocol.hpp"
+#include "guest/packet_io.hpp"
 
 #include <atomic>
 #include <chrono>
@@ -28,18 +32,12 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <span>
 #include <string>
 #include <thread>
-#include <vector>
 
 namespace migrationd {
 
-struct GuestMessage {
-  guest::Header header;
-  Bytes body;
-  std::vector<UniqueFd> fds;
-};
+using GuestMessage = guest::Packet;
 
 class GuestListener {
  public:
@@ -58,9 +56,23 @@ class GuestLink {
   // `socket`: a connected SEQPACKET socket. `deadline`: for an answer. The listener outlives it.
   static Result<std::shared_ptr<GuestLink>> start(UniqueFd socket, std::chrono::milliseconds deadline,
                                                   GuestListener& listener);
+  // For a connection that another daemon serves still: at rest.
+  static Result<std::shared_ptr<GuestLink>> prepare(UniqueFd socket, std::chrono::milliseconds deadline,
+                                                    GuestListener& listener);
   GuestLink(const GuestLink&) = delete;
   GuestLink& operator=(const GuestLink&) = delete;
   ~GuestLink();
+
+  // Nothing is read, asked or told any more: what the guest says waits in its socket. Waits `wait` at most for what is
+  // under way. Error (ErrorKind::machine): the guest hangs or is gone; the link goes on. Neither on the link's thread
+  // nor on one that its listener waits for.
+  Result<void> let_go(std::chrono::milliseconds wait);
+  // The link reads and asks again, beginning behind the serial of the last question, `last`.
+  void take_up(std::uint32_t last) noexcept;
+  // Of the last question. At rest.
+  std::uint32_t last_serial() const;
+  // A duplicate, for the other daemon.
+  Result<UniqueFd> share_socket() const;
 
   // Sends a request and waits for its answer. `fd`: goes along, -1: none. `undo`: a whole packet to be sent when the
   // answer comes after the deadline; empty: nothing is to be undone. Errors (ErrorKind::machine): the guest refuses,
@@ -88,7 +100,7 @@ class GuestLink {
   // Ends it and waits for its thread: the listener is called no more, and every question fails. Not on that thread.
   void close() noexcept;
   // Ends it: the guest sees the daemon hang up. on_lost() follows.
-  void hang_up() noexcept { stop_->request(); }
+  void hang_up() noexcept { request_stop(); }
 
  private:
   struct Question {
@@ -99,7 +111,11 @@ class GuestLink {
   };
 
   GuestLink(UniqueFd socket, std::chrono::milliseconds deadline, GuestListener& listener,
-            std::unique_ptr<StopSource> stop) noexcept;
+            std::unique_ptr<StopSource> stop, UniqueFd wake, bool resting) noexcept;
+  static Result<std::shared_ptr<GuestLink>> make(UniqueFd socket, std::chrono::milliseconds deadline,
+                                                 GuestListener& listener, bool resting);
+  void request_stop() noexcept;
+  bool rest();
   Result<GuestMessage> ask_packet(Bytes packet, guest::Type type, unsigned patience, int fd, Bytes undo);
   Result<std::uint32_t> begin_question(guest::Type type, Bytes undo, std::chrono::steady_clock::time_point until);
   Result<GuestMessage> end_question(std::uint32_t serial, std::chrono::steady_clock::time_point until);
@@ -107,7 +123,6 @@ class GuestLink {
   void send_answer(const Bytes& packet, int fd) noexcept;
   Result<void> send(const Bytes& packet, int fd, std::chrono::steady_clock::time_point until) const;
   void run();
-  Result<std::optional<GuestMessage>> receive();
   Result<void> take(GuestMessage message);
   Result<void> take_answer(GuestMessage message);
   void take_late(std::optional<Question> late, const GuestMessage& answer);
@@ -118,7 +133,7 @@ class GuestLink {
   const std::chrono::milliseconds deadline_;
   GuestListener& listener_;
   std::unique_ptr<StopSource> stop_;
-  Bytes buffer_;                             // of the reader
+  UniqueFd wake_;                            // eventfd: the reader shall look at resting_
   std::atomic<std::uint32_t> requested_{0};  // serial of the guest's request under way; 0: none
 
   // Between those who ask and the reader: a question is made by one and answered by the other, and both look at whether
@@ -129,6 +144,8 @@ class GuestLink {
   std::optional<Question> overdue_;   // that nobody waits for any more
   std::uint32_t last_serial_ = 0;
   std::optional<Error> lost_;
+  bool resting_;          // let go: by whoever asks for it
+  bool at_rest_ = false;  // and the reader reads no more
 
   std::thread thread_;
 };

@@ -329,7 +329,7 @@ class Faults(HostTest):
         cases: list[tuple[str, Any]] = [
             ("sealed", lambda: (struct.pack(">Q", len(good)), [g.sealed_state(good, 0)])),
             ("sealed", lambda: (struct.pack(">Q", len(good)), [os.open("/dev/zero", os.O_RDONLY)])),
-            ("bytes, it said", lambda: (struct.pack(">Q", 1 << 20), [g.sealed_state(good)])),
+            ("bytes, not", lambda: (struct.pack(">Q", 1 << 20), [g.sealed_state(good)])),
             ("length", lambda: (struct.pack(">Q", 1 << 50), [g.sealed_state(good)])),
             ("bytes too many", lambda: (struct.pack(">Q", len(good) + 1), [g.sealed_state(good + b"x")])),
             ("magic", lambda: (struct.pack(">Q", 20), [g.sealed_state(bytes(20))])),

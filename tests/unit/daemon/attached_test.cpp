@@ -258,14 +258,21 @@ TEST_CASE("AttachedState.refuses_streams_of_other_machines") {
   CHECK(contains(why("disk", 6), "reads 3 to 5"));
 }
 
-TEST_CASE("AttachedState.reads_sealed_memory_only") {
-  const Bytes bytes(100, std::byte{3});
-  auto fd = make_sealed_state(bytes);
-  REQUIRE(fd.has_value());
-  CHECK(read_sealed_state(fd->get(), 100).value() == bytes);
-  CHECK_FALSE(read_sealed_state(fd->get(), 101).has_value());
-  CHECK_FALSE(read_sealed_state(sealed(100).get(), 100).has_value());
-  CHECK_FALSE(read_sealed_state(UniqueFd(::open("/dev/zero", O_RDONLY | O_CLOEXEC)).get(), 100).has_value());
+TEST_CASE("AttachedState.a_stream_may_name_a_device_without_its_path") {
+  const std::vector<guest::AddDevice> devices{device("0000:00:02.0/net", 3, 1), device("disk", 3, 1),
+                                              device("0000:00:03.0/net", 3, 1), device("bus/disk", 3, 1)};
+  const auto finds = [&](const char* name, std::uint32_t instance) {
+    DeviceState state;
+    state.sections.push_back({2, name, instance, 3, {}, false});
+    return state_from_stream(std::move(state), devices).has_value();
+  };
+  CHECK(finds("net", 0));
+  CHECK(finds("net", 1));
+  CHECK_FALSE(finds("net", 2));
+  CHECK(finds("disk", 0));
+  CHECK(finds("disk", 1));  // the second of that name, which has a path
+  CHECK_FALSE(finds("et", 0));
+  CHECK(finds("0000:00:03.0/net", 0));
 }
 
 // --- the link

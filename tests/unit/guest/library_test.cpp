@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // libmigrationd-guest against a scripted daemon: what it tells, what it answers, and what it refuses.
-#include "guest/memfd.hpp"
+#include "guest/sealed_state.hpp"
 #include "tests/unit/guest/recorder.hpp"
 
 #include <fcntl.h>
@@ -152,7 +152,7 @@ TEST_CASE("GuestLibrary.state_memfds_must_be_sealed_and_as_long_as_said") {
   CHECK(daemon.why_not(Type::load, StateLength{64}, fds) == "the state's memfd has 8 bytes, not 64");
   const UniqueFd null_device(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   const int no_memfd[] = {null_device.get()};
-  CHECK(daemon.why_not(Type::load, StateLength{64}, no_memfd).find("is no memfd") == 0);
+  CHECK(daemon.why_not(Type::load, StateLength{64}, no_memfd) == "the state is in no sealed memfd");
   CHECK(daemon.why_not(Type::load, StateLength{8}, fds).empty());
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a program may register: blocks and tables are proved when they are added, with a sentence on what is wrong.
 #include "guest/memfd.hpp"
+#include "guest/sealed_state.hpp"
 #include "tests/unit/guest/recorder.hpp"
 
 #include <sys/mman.h>
