@@ -28,6 +28,8 @@ class Qemu(Host):
         self.version = version
         self.guest = guest
         self.serial_path = folder / f"{name}.serial"
+        # What one of the same name printed is not this guest's: QEMU empties the file only while it starts.
+        self.serial_path.unlink(missing_ok=True)
         argv = [programs.qemu(version), "-name", name, "-accel", "tcg", "-m", str(memory_mib),
                 "-nodefaults", "-no-user-config", "-display", "none",
                 "-serial", f"file:{self.serial_path}",
