@@ -32,6 +32,10 @@ class Line:
     minutes: float
 
 
+def bench(*parts: str) -> str:
+    return " ".join(["tests/bench/bench.py --check", *(f"--only {part}" for part in parts)])
+
+
 LINES = [
     Line("check", "what CI runs, every kind once", "tools/check", 90),
     Line("demo", "the demonstration, both proofs", "tools/check.d/demo_line", 15),
@@ -40,7 +44,13 @@ LINES = [
     Line("guests", "the example guests under migration, a hundred times each way", "tests/guest/run --rounds 100", 30),
     Line("kvm", "a guest on /dev/kvm between two hosts, a hundred times by precopy and by postcopy",
          "tests/guest/kvm.py --rounds 100", 30),
-    Line("bench", "beside QEMU 10 to 10 with the same memory in the same run", "tests/bench/bench.py --check", 60),
+    Line("bench", "precopy beside QEMU 10 to 10 with the same memory in the same run",
+         bench("limits", "throughput", "sparse", "idle", "latency", "scan"), 60),
+    Line("bench-files", "mapped-ram files beside QEMU 10 and fio", bench("limits", "files"), 60),
+    Line("bench-resume", "instant resume beside QEMU's own load of the same file",
+         bench("resume", "resume-4g", "resume-8g", "resume-64g"), 60),
+    Line("bench-clones", "1, 4 and 16 machines resumed from one file at once", bench("clones"), 30),
+    Line("bench-faults", "waits of a guest for its pages in postcopy, beside QEMU 10 to 10", bench("faults"), 30),
     Line("address", "unit and integration tests under AddressSanitizer and UBSan", "tools/check --only address", 60),
     Line("threads", "unit and integration tests under ThreadSanitizer", "tools/check --only threads", 60),
     Line("tidy", "clang-tidy over every source file", "tools/check --only tidy", 60),
