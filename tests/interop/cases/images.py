@@ -67,7 +67,7 @@ def libvirts_image(folder: Path, image_format: str, running: bool, way: str) -> 
         check_serial([left, destination.serial()])
 
 
-for _format in ("raw", "gzip", "bzip2", "xz"):
+for _format in ("raw", "gzip", "bzip2", "xz", "lzop"):
     for _running in (True, False):
         cases.add(f"images/libvirt-to-qemu/{_format}/{'running' if _running else 'paused'}",
                   lambda folder, args=(_format, _running, "load" if _running else "uri"): libvirts_image(folder, *args),
