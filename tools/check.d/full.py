@@ -41,6 +41,8 @@ LINES = [
     Line("demo", "the demonstration, both proofs", "tools/check.d/demo_line", 15),
     Line("interop", "every pair of versions over every transport, libvirt's traffic, live precopy, hostile peers, kills",
          "tests/interop/run --resume build/interop-full.jsonl", 120),
+    Line("rdma", "over soft-RoCE in an emulated guest: each promise of the link, daemons of 16 to 256 MiB, both QEMUs, hostile peers, counts",
+         "tests/rdma/run", 60),
     Line("guests", "the example guests under migration, a hundred times each way", "tests/guest/run --rounds 100", 30),
     Line("kvm", "a guest on /dev/kvm between two hosts, a hundred times by precopy and by postcopy",
          "tests/guest/kvm.py --rounds 100", 30),

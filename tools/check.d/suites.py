@@ -112,6 +112,11 @@ def interop(at: Context) -> Counts:
     return at.runner("interop", ["tests/interop/run", "--quick"])
 
 
+def rdma(at: Context) -> Counts:
+    """A Debian kernel with soft-RoCE under QEMU's emulator: two daemons, real QEMUs and hostile peers in there."""
+    return at.runner("rdma", ["tests/rdma/run", "--quick"])
+
+
 def tidy(at: Context) -> Counts:
     return at.runner("tidy", ["python3", "tests/lint/tidy.py", str(at.build)])
 
@@ -209,6 +214,7 @@ SUITES = [
     Suite("integration", "the control socket and the packaged units", 8, integration),
     Suite("guest", "example guests attached to two daemons: the cache moves under load", 5, guest),
     Suite("interop", "real QEMU 7.2 and 10.0, libvirt's own traffic, hostile peers, kills: every kind once", 15, interop),
+    Suite("rdma", "migration over soft-RoCE in an emulated guest: daemons, QEMU, hostile peers", 10, rdma),
     Suite("fuzz", "every fuzz target for a few seconds", 30, fuzz),
     Suite("address-core", "tests of transports and memory under AddressSanitizer and UBSan", 20, address_core),
     Suite("threads-core", "the same under ThreadSanitizer", 30, threads_core),
