@@ -44,6 +44,17 @@ synthetic/256M-pin-all                   180  daemon                         mov
 synthetic/ipv6                            60  daemon                         move_by_ipv6
 synthetic/pin-all-at-both                 60  daemon                         move_synthetic 16 none pin pin-two
 
+synthetic/4-queue-pairs                   90  quick,daemon                   move_synthetic 64 dirty-rate=2M,working-set=8M queues-4
+synthetic/4-queue-pairs-pin-all           90  daemon                         move_synthetic 64 dirty-rate=2M,working-set=8M queues-4 pin
+synthetic/16-queue-pairs                 120  daemon                         move_synthetic 64 none queues-16 return
+synthetic/postcopy                       120  daemon                         postcopy
+synthetic/postcopy-pin-all               120  daemon                         postcopy pin
+
+count/tcp                                120  daemon                         count_tcp 128
+count/dynamic                            120  daemon                         count_rdma 128
+count/pin-all                            120  daemon                         count_rdma 128 pin
+count/4-queue-pairs                      120  daemon                         count_rdma 128 queues-4
+
 fault/cancel                              90  quick,daemon                   cancel
 fault/cancel-pin-all                      90  daemon                         cancel pin
 fault/source-killed                       90  quick,daemon                   source_killed
@@ -66,6 +77,7 @@ interop/10.0-to-7.2-pin-all-stopped          120  quick,daemon,qemu-7.2,qemu-10.
 interop/10.0-to-10.0-pin-all                 120  daemon,qemu-10.0                     through 10.0 10.0 pin
 interop/10.0-to-10.0-return-path             120  daemon,qemu-10.0                     through 10.0 10.0 return
 interop/10.0-to-10.0-return-path-pin-all-stopped 120  daemon,qemu-10.0                     through 10.0 10.0 return stopped pin
+interop/postcopy-to-10.0                      120  daemon,qemu-10.0                     postcopy_to 10.0
 ROWS
   hostile_table
 }
@@ -151,6 +163,11 @@ settings() {
       pin) switch one rdma-pin-all ;;
       pin-two) switch two rdma-pin-all ;;
       return) switch one return-path && switch two return-path ;;
+      postcopy) switch one postcopy-ram && switch two postcopy-ram ;;
+      queues-*)
+        parameter one __org.migrationd_rdma-queue-pairs "${word#queues-}"
+        parameter two __org.migrationd_rdma-queue-pairs "${word#queues-}"
+        ;;
       *) fail "no setting '$word'" ;;
     esac
   done
@@ -181,7 +198,12 @@ move_synthetic() {
   listen two
   migrate one
   moved
+  for word in "$@"; do
+    case $word in queues-*) same "queue pairs" "$(rdma_count two queue-pairs)" "${word#queues-}" ;; esac
+  done
 }
+
+rdma_count() { get "$1" "/__org.migrationd_rdma/$2" query-migrate; }
 
 move_by_ipv6() {
   two_daemons 16 none
@@ -189,6 +211,49 @@ move_by_ipv6() {
   listen two "rdma:[fd77::1]:$PORT"
   migrate one "rdma:[fd77::1]:$PORT"
   moved
+}
+
+# The guest runs at the destination while most of its memory is still here.
+postcopy() {
+  two_daemons 64 dirty-rate=1M,working-set=4M
+  settings postcopy "$@"
+  parameter one max-bandwidth 4194304
+  listen two
+  migrate one
+  some_way
+  ask one migrate-start-postcopy >/dev/null
+  moved
+}
+
+# --- counts that do not depend on the emulator's speed ---------------------------------------------------------------
+
+# What the destination's processors copy for each byte of memory that arrives.
+count_tcp() {
+  two_daemons "$1" none
+  settings
+  listen two "tcp:127.0.0.1:$PORT"
+  migrate one "tcp:127.0.0.1:$PORT"
+  moved
+  get one /ram/transferred query-migrate | awk -v mib="$1" '{
+    printf "measured: %-22s %8.5f bytes copied by the destination per byte migrated\n", "tcp", $1 / (mib * 1048576) }'
+}
+
+count_rdma() {
+  mib=$1
+  two_daemons "$mib" none
+  shift
+  settings "$@"
+  listen two
+  migrate one
+  moved
+  echo "$(rdma_count two control-bytes) $(rdma_count two control-messages) $(rdma_count two registrations)" \
+    "$(rdma_count two completions) $(rdma_count one writes) $(rdma_count one written-bytes) $(rdma_count one completions)" \
+    "$(rdma_count one registrations)" | awk -v mib="$mib" -v how="rdma ${*:-dynamic}" '{
+    gib = mib / 1024
+    printf "measured: %-22s %8.5f bytes copied by the destination per byte migrated\n", how, $1 / (mib * 1048576)
+    printf "measured: %-22s per GiB at the destination: %d messages, %d registrations, %d completions\n", "", $2 / gib, $3 / gib, $4 / gib
+    printf "measured: %-22s per GiB at the source: %d writes of %d KiB, %d registrations, %d completions\n", "", $5 / gib, $6 / $5 / 1024, $8 / gib, $7 / gib
+    if ($1 > mib * 1048576 / 100) { print "the destination copied more than a hundredth"; exit 1 } }'
 }
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -200,6 +265,10 @@ under_way() {
   parameter one max-bandwidth 4194304
   listen two
   migrate one
+  some_way
+}
+
+some_way() {
   for _ in $(seq 300); do
     sent=$(get one /ram/transferred query-migrate)
     [ "${sent:-0}" -gt 4000000 ] && return 0
@@ -293,4 +362,29 @@ through() {
   migrate mid
   until_status mid completed >/dev/null
   arrived one two
+}
+
+# From a daemon that holds a QEMU's machine into a QEMU that runs before its memory is there.
+postcopy_to() {
+  qemu one "$1" 16 -bios guest.bios
+  daemon mid --incoming defer
+  qemu two "$1" 16 -bios guest.bios -incoming defer
+  switch mid postcopy-ram
+  switch two postcopy-ram
+  sweeps one 5
+  listen mid
+  migrate one
+  until_status one completed >/dev/null
+  until_status mid completed >/dev/null
+  PORT=$((PORT + 1))
+  parameter mid max-bandwidth 1048576
+  listen two
+  migrate mid
+  until_status mid active,postcopy-active >/dev/null
+  ask mid migrate-start-postcopy >/dev/null
+  until_status mid completed >/dev/null
+  until_status two completed >/dev/null
+  sweeps two 5
+  ask two stop >/dev/null
+  one_sequence one two
 }
