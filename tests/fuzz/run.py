@@ -51,7 +51,8 @@ def command(build: Path, name: str) -> list[str]:
     findings.mkdir(exist_ok=True)
     return [str(program(build, name)), str(learned), str(HERE / "corpus" / name),
             f"-artifact_prefix={findings}/{name}-", f"-timeout={INPUT_SECONDS}", f"-rss_limit_mb={MEMORY_MB}",
-            "-print_final_stats=0", "-verbosity=1", "-reload=0"]
+            # The names of new functions: each run would begin with seconds of reading debug information.
+            "-print_funcs=0", "-print_final_stats=0", "-verbosity=1", "-reload=0"]
 
 
 def program(build: Path, name: str) -> Path:
