@@ -63,6 +63,11 @@ class Daemon {
     MD_CHECK(make_machine());
     // Before the sockets: whoever finds one may end us already.
     handle_signals();
+    // Before the control socket: who waits for that one may tell an old process to connect.
+    if (options_.incoming_cpr) {
+      auto waiting = service_.await_cpr(*options_.incoming_cpr, std::exchange(options_.incoming, {}), server_.fds());
+      if (!waiting) return std::move(waiting).error().with("--incoming");
+    }
     MD_CHECK(open_control());
     if (guests_) return guests_->open();
     if (options_.incoming) {
@@ -92,6 +97,7 @@ class Daemon {
     options.attached = options_.attached.has_value();
     options.worker_cpus = options_.worker_cpus;
     options.uuid = options_.uuid;
+    options.memory_files = options_.memory_files;
     options.inherited_fds = std::move(inherited);
     options.exit_on_error = [this] {
       exit_status_ = EXIT_FAILURE;

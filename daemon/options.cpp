@@ -2,10 +2,9 @@
 #include "daemon/options.hpp"
 
 #include "base/thread_roster.hpp"
-#include "daemon/control/channel_address.hpp"
+#include "daemon/incoming_words.hpp"
 #include "daemon/machine/synthetic_devices.hpp"
 #include "daemon/version.hpp"
-#include "protocol/qmp/decode.hpp"
 
 #include <CLI/CLI.hpp>
 
@@ -17,9 +16,12 @@ namespace {
 
 constexpr const char* qmp_text = "control socket: unix:PATH[,mode=OCTAL][,group=NAME]; may be given several times";
 constexpr const char* incoming_text =
-    "receive a machine: defer (wait for migrate-incoming), a URI, or one MigrationChannel as JSON";
+    "receive a machine: defer (wait for migrate-incoming), a URI, or a MigrationChannel as JSON or KEY=VALUE,...; "
+    "twice "
+    "for cpr-transfer, main and cpr channel";
 constexpr const char* machine_text =
-    "parked (default), or synthetic[,ram=SIZE][,page-size=4K|2M][,dirty-rate=SIZE][,working-set=SIZE]"
+    "parked[,memory=BLOCK:PATH] (default), or "
+    "synthetic[,ram=SIZE][,page-size=4K|2M][,dirty-rate=SIZE][,working-set=SIZE]"
     "[,touched=SIZE][,threads=N][,seed=N][,log=PATH][,dirty-log=auto|async|sync][,prealloc=on|off]"
     "[,blocked=REASON]"
     ", or attached,socket=PATH[,mode=OCTAL][,group=NAME][,uid=N][,deadline=MS]";
@@ -34,33 +36,6 @@ struct Words {
   std::string worker_cpus;
   bool dump_devices = false;
 };
-
-Result<transports::Address> parse_incoming_json(const std::string& text) {
-  const auto json = nlohmann::json::parse(text, nullptr, false);
-  if (json.is_discarded()) return plan_error("--incoming: not a URI and not JSON: " + printable(text));
-  auto channel = qmp::decode<qmp::MigrationChannel>(json);
-  if (!channel) return plan_error("--incoming: " + channel.error().text());
-  auto address = control::channel_address(std::nullopt, std::vector<qmp::MigrationChannel>{*channel},
-                                          control::Direction::incoming);
-  if (!address) return plan_error("--incoming: " + address.error().text());
-  return std::move(*address);
-}
-
-Result<void> take_incoming(const std::vector<std::string>& words, DaemonOptions& options) {
-  for (const std::string& word : words) {
-    options.waits = true;
-    if (word == "defer") continue;
-    if (options.incoming) return plan_error("--incoming: one machine has one source; two addresses were given");
-    if (!word.empty() && word.front() == '{') {
-      MD_TRY(options.incoming, parse_incoming_json(word));
-    } else {
-      auto address = transports::parse_uri(word);
-      if (!address) return std::move(address).error().with("--incoming");
-      options.incoming = std::move(*address);
-    }
-  }
-  return {};
-}
 
 Result<void> take_machine(const std::string& word, DaemonOptions& options) {
   const std::string kind = word.substr(0, word.find(','));
@@ -78,7 +53,9 @@ Result<void> take_machine(const std::string& word, DaemonOptions& options) {
   }
   if (kind != "parked")
     return plan_error("--machine: '" + printable(kind) + "' is none of parked, synthetic and attached");
-  if (word != kind) return plan_error("--machine: parked takes no further words; its machine comes from a source");
+  auto files = parse_parked_options(word);
+  if (!files) return std::move(files).error().with("--machine");
+  options.memory_files = std::move(*files);
   return {};
 }
 
@@ -87,7 +64,10 @@ Result<void> take_words(const Words& words, DaemonOptions& options) {
     MD_TRY(auto socket, parse_qmp_socket(word));
     options.qmp.push_back(std::move(socket));
   }
-  MD_CHECK(take_incoming(words.incoming, options));
+  MD_TRY(IncomingWords incoming, parse_incoming(words.incoming));
+  options.waits = incoming.waits;
+  options.incoming = std::move(incoming.main);
+  options.incoming_cpr = std::move(incoming.cpr);
   MD_CHECK(take_machine(words.machine, options));
   if (!words.uuid.empty()) {
     MD_TRY(options.uuid, parse_uuid(words.uuid));

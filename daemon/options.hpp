@@ -9,6 +9,7 @@
 #include "base/result.hpp"
 #include "daemon/control/listening_socket.hpp"
 #include "daemon/guest_door.hpp"
+#include "daemon/machine/parked.hpp"
 #include "daemon/machine/synthetic_options.hpp"
 #include "protocol/stream/configuration.hpp"
 #include "transports/address.hpp"
@@ -21,10 +22,12 @@ namespace migrationd {
 
 struct DaemonOptions {
   std::vector<control::SocketOptions> qmp;  // --qmp; may be empty under socket activation
-  // --incoming: `defer` was said, and at most one address.
+  // --incoming was said; its main channel (nothing: defer) and its cpr channel.
   bool waits = false;
   std::optional<transports::Address> incoming;
-  // --machine; neither: parked.
+  std::optional<transports::Address> incoming_cpr;
+  // --machine; neither: parked, perhaps with blocks in files.
+  MemoryFiles memory_files;
   std::optional<SyntheticOptions> synthetic;
   std::optional<AttachedOptions> attached;
   bool paused = false;  // --paused

@@ -39,12 +39,21 @@ Result<void> PageScanner::start_sweep() {
   return {};
 }
 
-Result<void> PageScanner::begin_first_pass() {
-  remaining_ = 0;
-  for (Bitmap& bitmap : dirty_) {
-    bitmap.set_all();
-    remaining_ += bitmap.size();
+void PageScanner::forget_left_out() {
+  for (std::size_t index = 0; index < left_out_.size(); ++index) {
+    if (left_out_[index]) dirty_[index].clear_range(0, dirty_[index].size());
   }
+}
+
+void PageScanner::count_remaining() noexcept {
+  remaining_ = 0;
+  for (const Bitmap& bitmap : dirty_) remaining_ += bitmap.count();
+}
+
+Result<void> PageScanner::begin_first_pass() {
+  for (Bitmap& bitmap : dirty_) bitmap.set_all();
+  forget_left_out();
+  count_remaining();
   frontier_ = {};
   return start_sweep();
 }
@@ -53,9 +62,9 @@ Result<std::uint64_t> PageScanner::begin_pass(DirtyLog* log) {
   std::uint64_t reported = 0;
   if (log != nullptr) {
     MD_TRY(reported, log->sync(dirty_));
+    forget_left_out();
     // Counted anew, because reported pages may have been dirty already: 2 MiB of bits for 64 GiB, once per pass.
-    remaining_ = 0;
-    for (const Bitmap& bitmap : dirty_) remaining_ += bitmap.count();
+    count_remaining();
   }
   MD_CHECK(start_sweep());
   return reported;

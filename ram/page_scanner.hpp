@@ -37,6 +37,8 @@ class PageScanner {
   // The map outlives it.
   static Result<PageScanner> of(RamMap& map);
 
+  // Blocks that are never dirty, by index: their memory stays where it is. Before the first pass.
+  void leave_out(std::vector<bool> blocks) { left_out_ = std::move(blocks); }
   // Everything is dirty, nothing was sent.
   Result<void> begin_first_pass();
   // Adds what `log` reports (null: nothing can write) and starts a sweep. Returns the pages the log reported.
@@ -71,6 +73,8 @@ class PageScanner {
 
   PageScanner(RamMap& map, std::vector<Block> blocks);
   Result<void> start_sweep();
+  void forget_left_out();
+  void count_remaining() noexcept;
   // What the dirty pages [first, end) of the sweep's block begin with.
   Result<Piece> classify(std::uint64_t first, std::uint64_t end);
   Result<Piece> classify_fresh(std::uint64_t first, std::uint64_t end);
@@ -80,6 +84,7 @@ class PageScanner {
   RamMap* map_;
   std::vector<Block> blocks_;
   DirtyBitmaps dirty_;
+  std::vector<bool> left_out_;  // empty: none
   PageBatch batch_;
   std::uint64_t remaining_ = 0;
   Position at_;        // of the sweep

@@ -82,8 +82,7 @@ Result<std::unique_ptr<RamBlock>> RamBlock::create(std::string name, std::uint64
   if (!fd) return Error::from_errno(of_block(name) + ": make a memfd");
   if (::ftruncate(fd.get(), static_cast<off_t>(length)) != 0)
     return Error::from_errno(fmt::format("{}: set its length to {}", of_block(name), hex(length)));
-  if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0)
-    return Error::from_errno(of_block(name) + ": seal it");
+  if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK) != 0) return Error::from_errno(of_block(name) + ": seal it");
   if (huge) {
     auto reserved = map_reserved(fd.get(), length);
     if (!reserved) return std::move(reserved).error().with(of_block(name));
@@ -109,11 +108,8 @@ Result<void> check_foreign_memory(int fd, std::uint64_t length, std::size_t page
   return {};
 }
 
-Result<std::unique_ptr<RamBlock>> RamBlock::adopt(std::string name, UniqueFd fd, std::uint64_t length,
-                                                  std::size_t backing_page) {
-  MD_CHECK(check_geometry(name, length, backing_page));
-  auto proved = check_foreign_memory(fd.get(), length, backing_page);
-  if (!proved) return std::move(proved).error().with(of_block(name));
+Result<std::unique_ptr<RamBlock>> RamBlock::guarded(std::string name, UniqueFd fd, std::uint64_t length,
+                                                    std::size_t backing_page) {
   auto engine = Mapping::of_fd(fd.get(), length);
   if (!engine) return std::move(engine).error().with(of_block(name));
   auto guard = BusGuard::watch(engine->data(), length, backing_page);
@@ -121,6 +117,57 @@ Result<std::unique_ptr<RamBlock>> RamBlock::adopt(std::string name, UniqueFd fd,
   std::unique_ptr<RamBlock> block(
       new RamBlock(std::move(name), length, backing_page, std::move(fd), std::move(*engine)));
   block->guard_ = std::move(*guard);
+  return block;
+}
+
+Result<std::unique_ptr<RamBlock>> RamBlock::adopt(std::string name, UniqueFd fd, std::uint64_t length,
+                                                  std::size_t backing_page) {
+  MD_CHECK(check_geometry(name, length, backing_page));
+  auto proved = check_foreign_memory(fd.get(), length, backing_page);
+  if (!proved) return std::move(proved).error().with(of_block(name));
+  return guarded(std::move(name), std::move(fd), length, backing_page);
+}
+
+namespace {
+
+// The page size of a file that is memory. Without a name it must be the kernel's own kind of it.
+Result<std::size_t> page_of_shared(int fd, std::uint64_t length, bool named) {
+  struct stat status {};
+  struct statfs system {};
+  if (::fstat(fd, &status) != 0 || ::fstatfs(fd, &system) != 0) return Error::from_errno("look at the descriptor");
+  const bool huge = system.f_type == HUGETLBFS_MAGIC;
+  if (!S_ISREG(status.st_mode) || (!named && !huge && system.f_type != TMPFS_MAGIC)) {
+    return machine_error(named ? "it is no regular file"
+                               : "the descriptor is no shared memory (a memfd, or a file of tmpfs or hugetlbfs)");
+  }
+  if ((::fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR) {
+    return machine_error("the descriptor is not open for reading and writing");
+  }
+  if (static_cast<std::uint64_t>(status.st_size) < length) {
+    return machine_error(
+        fmt::format("the {} has {} bytes, the block {}", named ? "file" : "descriptor's file", status.st_size, length));
+  }
+  return huge ? static_cast<std::size_t>(system.f_bsize) : page_size;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<RamBlock>> RamBlock::take_over(std::string name, UniqueFd fd, std::uint64_t length) {
+  auto page = page_of_shared(fd.get(), length, false);
+  if (!page) return std::move(page).error();
+  MD_CHECK(check_geometry(name, length, *page));
+  return guarded(std::move(name), std::move(fd), length, *page);
+}
+
+Result<std::unique_ptr<RamBlock>> RamBlock::open_file(std::string name, const std::string& path, std::uint64_t length) {
+  const std::string who = fmt::format("'{}'", printable(path, printable_address_bytes));
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK));
+  if (!fd) return Error::from_errno(who);
+  auto page = page_of_shared(fd.get(), length, true);
+  if (!page) return std::move(page).error().with(who);
+  MD_CHECK(check_geometry(name, length, *page));
+  MD_TRY(auto block, guarded(std::move(name), std::move(fd), length, *page));
+  block->named_file_ = true;
   return block;
 }
 

@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -58,14 +59,24 @@ class Mapping {
 
 class RamBlock {
  public:
-  // A fresh, empty memfd of `length` bytes (a multiple of backing_page), sealed against shrinking and growing,
-  // and its engine view. backing_page is page_size, or huge_page_size for a hugetlb memfd; missing huge pages are
-  // an error, never replaced by small ones.
+  // A fresh, empty memfd of `length` bytes (a multiple of backing_page), sealed against shrinking, and its engine view.
+  // Not against growing: a QEMU that takes it over by cpr-transfer makes it as large as the block may become.
+  // backing_page is page_size, or huge_page_size for a hugetlb memfd; missing huge pages are an error, never replaced
+  // by small ones.
   static Result<std::unique_ptr<RamBlock>> create(std::string name, std::uint64_t length, std::size_t backing_page);
   // A memfd of another process: sealed against shrinking, of that length and with pages of that size. Its memory may
   // turn out not to be there (ram/bus_guard.hpp); check() says so.
   static Result<std::unique_ptr<RamBlock>> adopt(std::string name, UniqueFd fd, std::uint64_t length,
                                                  std::size_t backing_page);
+
+  // Memory that its process hands over for good (cpr-transfer): a file of tmpfs or hugetlbfs, as memfds are, open for
+  // reading and writing, with at least `length` bytes; of a block that may grow it has more. Sealed or not: QEMU's are
+  // not, so the file may shrink under us, and check() says so.
+  static Result<std::unique_ptr<RamBlock>> take_over(std::string name, UniqueFd fd, std::uint64_t length);
+
+  // Memory in a file that has a name and outlives this process: on tmpfs, persistent memory or a disk, of at least
+  // `length` bytes. Others may cut it off, and check() says so.
+  static Result<std::unique_ptr<RamBlock>> open_file(std::string name, const std::string& path, std::uint64_t length);
 
   const std::string& name() const noexcept { return name_; }
   std::uint64_t length() const noexcept { return length_; }  // "used length" on the wire
@@ -73,6 +84,11 @@ class RamBlock {
   std::size_t backing_page() const noexcept { return backing_page_; }
   int fd() const noexcept { return fd_.get(); }
   std::byte* engine() const noexcept { return engine_.data(); }
+  // Whoever comes next finds this memory under the file's name (open_file): what x-ignore-shared leaves out.
+  bool is_named_file() const noexcept { return named_file_; }
+  // Where the guest sees it, if the stream that brought it said so (x-ignore-shared). Set before others use the block.
+  std::optional<std::uint64_t> guest_address() const noexcept { return guest_address_; }
+  void set_guest_address(std::optional<std::uint64_t> address) noexcept { guest_address_ = address; }
 
   // Whether all that was read and written through the engine view really was: an error names block and offset.
   Result<void> check() const;
@@ -87,6 +103,9 @@ class RamBlock {
 
  private:
   RamBlock(std::string name, std::uint64_t length, std::size_t backing_page, UniqueFd fd, Mapping engine) noexcept;
+  // With an engine view that is guarded.
+  static Result<std::unique_ptr<RamBlock>> guarded(std::string name, UniqueFd fd, std::uint64_t length,
+                                                   std::size_t backing_page);
 
   std::string name_;
   std::uint64_t length_;
@@ -94,6 +113,8 @@ class RamBlock {
   UniqueFd fd_;
   Mapping engine_;
   std::unique_ptr<BusGuard> guard_;  // of a foreign block
+  bool named_file_ = false;
+  std::optional<std::uint64_t> guest_address_;
 };
 
 // Proves what a process gave for shared memory: a memfd that cannot shrink, of `length` bytes and pages of `page`.

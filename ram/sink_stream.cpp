@@ -123,6 +123,7 @@ Result<void> SinkStream::write_block_list() {
     block.name = map_.at(i).name();
     block.used_length = map_.at(i).length();
     if (!options_.page_sizes.empty() && options_.page_sizes[i] != page_size) block.page_size = options_.page_sizes[i];
+    if (options_.addresses) block.address = map_.at(i).guest_address().value_or(0);
     list.push_back(std::move(block));
   }
   ByteWriter out;

@@ -35,6 +35,8 @@ class SinkStream final : public PageSink {
     bool skip_holes = false;
     // Of a stream that advises postcopy: bytes of the destination's pages, per block. Empty: none.
     std::vector<std::uint64_t> page_sizes = {};
+    // x-ignore-shared: the list says where the guest sees each block.
+    bool addresses = false;
   };
 
   // All of them outlive it.

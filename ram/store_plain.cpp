@@ -62,9 +62,11 @@ StorePlain::StorePlain(RamMap& map) : map_(map) {
   }
 }
 
-Result<std::unique_ptr<StorePlain>> StorePlain::make(RamMap& map) {
+Result<std::unique_ptr<StorePlain>> StorePlain::make(RamMap& map, const std::vector<bool>& kept) {
   std::unique_ptr<StorePlain> store(new StorePlain(map));
-  for (std::size_t index = 0; index < map.size(); ++index) MD_CHECK(store->note_stale(index));
+  for (std::size_t index = 0; index < map.size(); ++index) {
+    if (kept.empty() || !kept[index]) MD_CHECK(store->note_stale(index));
+  }
   return store;
 }
 

@@ -39,8 +39,9 @@ namespace migrationd::ram {
 
 class StorePlain final : public PageStore {
  public:
-  // The map outlives it. Whatever the blocks hold is stale from now on.
-  static Result<std::unique_ptr<StorePlain>> make(RamMap& map);
+  // The map outlives it. Whatever the blocks hold is stale from now on; but those that are kept (by index; empty: none)
+  // hold what they shall hold: no page comes for them (store_kept.hpp).
+  static Result<std::unique_ptr<StorePlain>> make(RamMap& map, const std::vector<bool>& kept = {});
 
   Result<void> place(const GuestSpan& span, std::span<const iovec> pages) override;
   Result<void> place_zero(const GuestSpan& span) override;

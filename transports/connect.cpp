@@ -10,6 +10,7 @@
 #include <poll.h>
 
 #include <chrono>
+#include <utility>
 
 namespace migrationd::transports {
 
@@ -95,6 +96,16 @@ Error already_used(const Address& address) {
 
 }  // namespace
 
+Result<UniqueFd> connect_unix(const UnixAddress& address) {
+  MD_TRY(const SocketAddress place, unix_socket_address(address));
+  MD_TRY(UniqueFd fd, make_socket(AF_UNIX));
+  while (::connect(fd.get(), place.get(), place.length) != 0) {
+    if (errno == EINTR) continue;
+    return Error::from_errno(fmt::format("Failed to connect to '{}'", peer_text(address)));
+  }
+  return fd;
+}
+
 OutgoingTarget::OutgoingTarget(Address address) : address_(std::move(address)) {}
 OutgoingTarget::OutgoingTarget(OutgoingTarget&&) noexcept = default;
 OutgoingTarget& OutgoingTarget::operator=(OutgoingTarget&&) noexcept = default;
@@ -111,7 +122,10 @@ Result<std::unique_ptr<Channel>> OutgoingTarget::connect(StopSource& stop) {
     MD_TRY(UniqueFd fd, connect_socket(address_, stop));
     return std::make_unique<DescriptorChannel>(std::move(fd), DescriptorKind::socket, stop, description);
   }
-  if (std::holds_alternative<ExecAddress>(address_)) {
+  if (const auto* exec = std::get_if<ExecAddress>(&address_)) {
+    if (std::exchange(start_late_, false)) {
+      MD_TRY(child_, ExecChild::start(exec->argv));
+    }
     if (!child_) return already_used(address_);
     return make_exec_channel(std::move(child_), stop, description);
   }
@@ -151,7 +165,11 @@ Result<OutgoingTarget> prepare_outgoing(const Address& address, FdSource& descri
   }
   if (const auto* exec = std::get_if<ExecAddress>(&address)) {
     if (!options.allow_exec) return plan_error("exec: is switched off in this daemon (--allow-exec=on allows it)");
-    MD_TRY(out.child_, ExecChild::start(exec->argv));
+    if (options.start_late) {
+      out.start_late_ = true;
+    } else {
+      MD_TRY(out.child_, ExecChild::start(exec->argv));
+    }
   }
   return out;
 }

@@ -31,7 +31,12 @@ struct ConnectOptions {
   bool allow_exec = true;
   // file: only: other than none, the target gives a file (take_file) in place of a channel.
   PageAccess pages = PageAccess::none;
+  // exec: only: the program is started by connect(), because what it talks to is not there yet.
+  bool start_late = false;
 };
+
+// A UNIX socket that is connected at once or not at all: a peer whose queue is full is not waited for.
+Result<UniqueFd> connect_unix(const UnixAddress& address);
 
 class OutgoingTarget {
  public:
@@ -62,6 +67,7 @@ class OutgoingTarget {
   UniqueFd directory_;  // of a file we made
   UniqueFd pages_;      // file: with pages
   bool direct_ = false;
+  bool start_late_ = false;           // exec:
   std::unique_ptr<ExecChild> child_;  // exec:
   bool is_file_ = false;
 };

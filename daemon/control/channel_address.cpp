@@ -42,7 +42,9 @@ struct ToAddress {
   }
 };
 
-qmp::QmpResult<Address> from_channel(const qmp::MigrationChannel& channel) {
+}  // namespace
+
+qmp::QmpResult<Address> address_of(const qmp::MigrationChannel& channel) {
   // Both socket/inet and rdma hold an InetSocketAddress; only the outer one is rdma's.
   if (const auto* rdma = std::get_if<qmp::InetSocketAddress>(&channel.addr.u)) {
     return Address(transports::RdmaAddress{to_inet(*rdma)});
@@ -50,17 +52,15 @@ qmp::QmpResult<Address> from_channel(const qmp::MigrationChannel& channel) {
   return std::visit(ToAddress{}, channel.addr.u);
 }
 
-}  // namespace
-
-qmp::QmpResult<Address> channel_address(const std::optional<std::string>& uri,
-                                        const std::optional<std::vector<qmp::MigrationChannel>>& channels,
-                                        Direction direction) {
+qmp::QmpResult<ChannelAddresses> channel_addresses(const std::optional<std::string>& uri,
+                                                   const std::optional<std::vector<qmp::MigrationChannel>>& channels,
+                                                   Direction direction) {
   const bool structured = channels && !channels->empty();
   if (uri.has_value() == structured) return qmp::QmpError("need either 'uri' or 'channels' argument");
   if (uri) {
     auto address = transports::parse_uri(*uri);
     if (!address) return qmp::QmpError(address.error());
-    return std::move(*address);
+    return ChannelAddresses{std::move(*address), std::nullopt};
   }
   if (direction == Direction::incoming && channels->size() > 1) {
     return qmp::QmpError("Channel list must have only one entry, for type 'main'");
@@ -76,7 +76,12 @@ qmp::QmpResult<Address> channel_address(const std::optional<std::string>& uri,
     seen = &channel;
   }
   if (main == nullptr) return qmp::QmpError("Channel list has no main entry");
-  return from_channel(*main);
+  MD_TRY(Address address, address_of(*main));
+  ChannelAddresses addresses{std::move(address), std::nullopt};
+  if (cpr != nullptr) {
+    MD_TRY(addresses.cpr, address_of(*cpr));
+  }
+  return addresses;
 }
 
 }  // namespace migrationd::control

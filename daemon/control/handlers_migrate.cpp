@@ -13,16 +13,16 @@ qmp::QmpError instance_not_found() { return qmp::QmpError("Instance not found", 
 }  // namespace
 
 QmpResult<Empty> MigrateHandlers::handle(cmd::Migrate, const qmp::MigrateArgs& args, Request& request) {
-  auto address = channel_address(args.uri, args.channels, Direction::outgoing);
-  if (!address) return address.error();
-  return reply(state_.service.migrate(*address, args.resume.value_or(false), request.fds));
+  auto addresses = channel_addresses(args.uri, args.channels, Direction::outgoing);
+  if (!addresses) return addresses.error();
+  return reply(state_.service.migrate(addresses->main, addresses->cpr, args.resume.value_or(false), request.fds));
 }
 
 QmpResult<Empty> MigrateHandlers::handle(cmd::MigrateIncoming, const qmp::MigrateIncomingArgs& args, Request& request) {
-  auto address = channel_address(args.uri, args.channels, Direction::incoming);
-  if (!address) return address.error();
+  auto addresses = channel_addresses(args.uri, args.channels, Direction::incoming);
+  if (!addresses) return addresses.error();
   // Only an explicit true ends the process on failure (docs/architecture.md, section 12, decision 7).
-  return reply(state_.service.migrate_incoming(*address, args.exit_on_error.value_or(false), request.fds));
+  return reply(state_.service.migrate_incoming(addresses->main, args.exit_on_error.value_or(false), request.fds));
 }
 
 QmpResult<Empty> MigrateHandlers::handle(cmd::MigrateCancel, const Empty&, Request&) {
@@ -42,9 +42,9 @@ QmpResult<Empty> MigrateHandlers::handle(cmd::MigratePause, const Empty&, Reques
 }
 
 QmpResult<Empty> MigrateHandlers::handle(cmd::MigrateRecover, const qmp::MigrateRecoverArgs& args, Request& request) {
-  auto address = channel_address(args.uri, std::nullopt, Direction::incoming);
-  if (!address) return address.error();
-  return reply(state_.service.recover(*address, request.fds));
+  auto addresses = channel_addresses(args.uri, std::nullopt, Direction::incoming);
+  if (!addresses) return addresses.error();
+  return reply(state_.service.recover(addresses->main, request.fds));
 }
 
 QmpResult<qmp::MigrationInfo> MigrateHandlers::handle(cmd::QueryMigrate, const Empty&, Request&) {

@@ -13,6 +13,7 @@
 #include "base/bytes.hpp"
 #include "base/result.hpp"
 #include "base/stop.hpp"
+#include "protocol/cpr/cpr_state.hpp"
 #include "protocol/stream/configuration.hpp"
 #include "protocol/stream/sections.hpp"
 #include "ram/dirty_log.hpp"
@@ -93,6 +94,13 @@ class Machine {
   virtual Result<DeviceState> save_devices(std::string_view run_state) = 0;
   // Replaces the state of the devices; the machine is paused. Returns the run state the stream named, if any.
   virtual Result<std::optional<std::string>> load_devices(DeviceState state) = 0;
+
+  // --- to another process of this host (docs/formats/cpr.md) ------------------------------------------------
+  // What goes along by name: the memory of every block, as files of at least the blocks' lengths, and whatever else the
+  // next process shall have. Duplicates, in the order of the list. The error is the whole text of the refusal.
+  virtual Result<std::vector<cpr::NamedDescriptor>> share_descriptors() {
+    return machine_error("this machine's memory cannot be handed to another process");
+  }
 
   // --- may it be migrated -------------------------------------------------------------------------------
   // `running`: it runs now. The error is the whole text of the refusal.

@@ -25,6 +25,11 @@ class MachineReceiver {
   virtual ~MachineReceiver() = default;
   // The machine that the stream has to fit; null when it is made from the stream.
   virtual Machine* resident() noexcept { return nullptr; }
+  // Before begin(): what the old process handed over by name. The memory of the blocks that the stream will list is
+  // there, with its content; the stream brings none. What is no memory is kept, and goes along with the machine.
+  virtual Result<void> take_descriptors(std::vector<cpr::NamedDescriptor>) {
+    return machine_error("this machine's memory is its own: it cannot be taken over from another process");
+  }
   // The configuration section was read: does this machine fit? Refusals name both machines.
   virtual Result<void> begin(const MachineConfiguration& configuration) = 0;
   // The block list was read. Returns the machine whose memory is ready. It may hold old bytes, from an earlier attempt
@@ -46,6 +51,11 @@ class ResidentReceiver final : public MachineReceiver {
   explicit ResidentReceiver(Machine& machine) noexcept : machine_(machine) {}
 
   Machine* resident() noexcept override { return &machine_; }
+  // Its memory is there: whoever made the machine of descriptors leaves none over.
+  Result<void> take_descriptors(std::vector<cpr::NamedDescriptor> descriptors) override {
+    if (descriptors.empty()) return {};
+    return MachineReceiver::take_descriptors(std::move(descriptors));
+  }
   Result<void> begin(const MachineConfiguration& configuration) override;
   Result<Machine*> prepare_memory(std::span<const stream::RamSetupBlock> blocks, std::uint32_t ram_section_id) override;
   Result<void> keep_pages_at(std::unique_ptr<ram::PageOrigin>) override {

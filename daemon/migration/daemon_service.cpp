@@ -38,6 +38,7 @@ DaemonService::DaemonService(ServiceOptions options, EventSink& events, Post pos
       progress_(std::make_shared<Progress>()) {}
 
 DaemonService::~DaemonService() {
+  cpr_.reset();
   worker_.reset();
   if (run_) {
     run_->stop->request();
@@ -168,9 +169,26 @@ Result<std::unique_ptr<DaemonService::Run>> DaemonService::new_run() {
 
 // --- outgoing ---------------------------------------------------------------------------------------------------
 
-Result<void> DaemonService::migrate(const transports::Address& address, bool resume, transports::FdSource& fds) {
+Result<void> DaemonService::migrate(const transports::Address& address, const std::optional<transports::Address>& cpr,
+                                    bool resume, transports::FdSource& fds) {
   if (resume) return resume_migration(address, fds);
-  MD_TRY(SourcePlan plan, make_source_plan(capabilities_, parameters_, address));
+  MD_TRY(SourcePlan plan, make_source_plan(capabilities_, parameters_, address, cpr.has_value()));
+  return start_outgoing(
+      address, std::move(plan), [&cpr] { return connect_cpr(*cpr); }, fds);
+}
+
+Result<void> DaemonService::migrate_by_cpr(CprHandOver hand_over, const transports::Address& main,
+                                           transports::FdSource& fds) {
+  qmp::MigrationParameters parameters = parameters_;
+  parameters.mode = qmp::MigMode::cpr_transfer;
+  MD_TRY(SourcePlan plan, make_source_plan(capabilities_, parameters, main, true));
+  return start_outgoing(
+      main, std::move(plan), [&hand_over] { return Result<CprHandOver>(std::move(hand_over)); }, fds);
+}
+
+Result<void> DaemonService::start_outgoing(const transports::Address& address, SourcePlan plan,
+                                           const std::function<Result<CprHandOver>()>& hand_over,
+                                           transports::FdSource& fds) {
   MD_CHECK(check_idle());
   if (options_.attached && !machine_) {
     return machine_error("No guest is attached to this daemon: there is no machine to migrate");
@@ -178,11 +196,22 @@ Result<void> DaemonService::migrate(const transports::Address& address, bool res
   MD_CHECK(run_control_.check_may_migrate());
   MD_CHECK(machine_->check_may_leave(run_control_.state() == qmp::RunState::running));
   MD_CHECK(check_resumable(plan));
+  if (plan.stopped_from_start) MD_CHECK(check_cpr_conflicts(capabilities_));
   MD_TRY(auto run, new_run());
   MD_TRY(run->postcopy, PostcopyControl::make());
 
   start_status(Direction::outgoing);
+  std::optional<CprHandOver> cpr;
+  if (plan.by_descriptors) {
+    auto connected = hand_over();
+    if (!connected) {
+      fail_at_once(connected.error());
+      return std::move(connected).error();
+    }
+    cpr = std::move(*connected);
+  }
   transports::ConnectOptions connect;
+  connect.start_late = plan.by_descriptors;
   connect.allow_exec = options_.allow_exec;
   connect.pages = page_access(plan.mapped);
   auto target = transports::prepare_outgoing(address, fds, connect);
@@ -195,6 +224,7 @@ Result<void> DaemonService::migrate(const transports::Address& address, bool res
   run->source = std::make_unique<MigrationSource>(std::move(plan), std::move(*target), options_.uuid, *machine_,
                                                   run_control_, limits_, *progress_, run->events, *run->stop,
                                                   *run->continue_gate, *run->postcopy);
+  if (cpr) run->source->hand_over_by(std::move(*cpr));
   run_ = std::move(run);
   return start_mover([](Run& started) { started.source_outcome = started.source->run(); });
 }
@@ -263,8 +293,16 @@ void DaemonService::finish_outgoing(Run& run) {
 
 Result<void> DaemonService::migrate_incoming(const transports::Address& address, bool exit_on_error,
                                              transports::FdSource& fds) {
+  if (cpr_ && !lifecycle_.in_progress()) return cpr_main_given(address, exit_on_error, fds);
+  return start_incoming(address, exit_on_error, fds, nullptr);
+}
+
+// `descriptors`: the machine's memory is among them; taken once nothing can fail any more.
+Result<void> DaemonService::start_incoming(const transports::Address& address, bool exit_on_error,
+                                           transports::FdSource& fds, std::vector<cpr::NamedDescriptor>* descriptors) {
   MD_TRY(IncomingFile file, look_at_incoming(address, capabilities_, fds));
-  MD_TRY(DestinationPlan plan, make_destination_plan(file.capabilities, parameters_, file.address));
+  MD_TRY(DestinationPlan plan,
+         make_destination_plan(file.capabilities, parameters_, file.address, descriptors != nullptr));
   plan.goes_on = file.goes_on;
   if (run_control_.state() != qmp::RunState::inmigrate) {
     if (direction_ == Direction::incoming) return plan_error("The incoming migration has already been started");
@@ -302,13 +340,14 @@ Result<void> DaemonService::migrate_incoming(const transports::Address& address,
   if (machine_) {
     receiver = std::make_unique<ResidentReceiver>(*machine_);
   } else {
-    receiver = std::make_unique<ParkedReceiver>();
+    receiver = std::make_unique<ParkedReceiver>(options_.memory_files);
   }
   run->progress = progress_;
   run->exit_on_error = exit_on_error;
   run->destination =
       std::make_unique<MigrationDestination>(plan, std::move(target), std::move(receiver), options_.uuid, run_control_,
                                              *progress_, run->events, *run->stop, *run->recovery);
+  if (descriptors != nullptr) run->destination->take_descriptors(std::move(*descriptors));
   run_ = std::move(run);
   return start_mover([](Run& started) { started.destination_outcome = started.destination->run(); });
 }
@@ -323,11 +362,14 @@ void DaemonService::finish_incoming(Run& run) {
   blocktime_ = std::move(outcome.blocktime);
   log_summary(run, outcome.result);
   if (outcome.result) {
+    // It has its machine, and takes no other.
+    cpr_.reset();
     origin_ = last_peer_;
     listening_.clear();
     return take_status(MigrationStatus::completed);
   }
   const Error& error = outcome.result.error();
+  if (cpr_) rearm_cpr();
   if (lifecycle_.status() == MigrationStatus::cancelling) return take_status(MigrationStatus::cancelled);
   error_text_ = text_of(lost_ && guest_lost_ ? cancelled_error() : error, false);
   take_status(MigrationStatus::failed);
@@ -470,6 +512,7 @@ Result<void> DaemonService::cont() {
 
 std::string DaemonService::shut_down() {
   worker_.reset();
+  cpr_.reset();
   if (run_) {
     // A machine that came by postcopy cannot be cancelled, only lost.
     if (!in_postcopy() && lifecycle_.cancel()) emit_status();

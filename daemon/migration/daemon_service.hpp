@@ -11,6 +11,8 @@
 #pragma once
 
 #include "daemon/machine/machine.hpp"
+#include "daemon/machine/parked.hpp"
+#include "daemon/migration/cpr_intake.hpp"
 #include "daemon/migration/destination.hpp"
 #include "daemon/migration/guest_keeper.hpp"
 #include "daemon/migration/lifecycle.hpp"
@@ -35,6 +37,7 @@ struct ServiceOptions {
   bool allow_exec = true;             // --allow-exec
   bool attached = false;              // the machine is a guest's that comes and goes
   std::optional<stream::Uuid> uuid;   // --uuid
+  MemoryFiles memory_files;           // --machine parked,memory=...
   std::vector<int> inherited_fds;     // descriptors `fd:NUMBER` may name
   std::vector<unsigned> worker_cpus;  // --worker-cpus
   // Called on control when an incoming migration failed whose exit-on-error was true.
@@ -43,13 +46,22 @@ struct ServiceOptions {
   std::function<void(const std::string&)> status_text;
 };
 
-class DaemonService final : public MigrationService, public GuestKeeper {
+class DaemonService final : public MigrationService, public GuestKeeper, private CprListener {
  public:
   DaemonService(ServiceOptions options, EventSink& events, Post post);
   ~DaemonService() override;
 
   // A machine that is here from the start (synthetic). `waits`: it is a destination (--incoming) and does not run.
   void adopt_machine(std::unique_ptr<Machine> machine, bool waits);
+  // --incoming with a cpr channel: listens on it from now on, and on `main` as soon as descriptors have come. Without
+  // `main` (defer) migrate-incoming says where; it may do so before or after they came.
+  Result<void> await_cpr(const transports::Address& cpr, std::optional<transports::Address> main,
+                         transports::FdSource& fds);
+  // The descriptors have come already, over a connection of the caller's.
+  Result<void> receive_by_cpr(std::vector<cpr::NamedDescriptor> descriptors, const transports::Address& main,
+                              transports::FdSource& fds);
+  // migrate, by cpr-transfer whatever the parameter `mode` says, over a socket that is connected already.
+  Result<void> migrate_by_cpr(CprHandOver hand_over, const transports::Address& main, transports::FdSource& fds);
   Result<void> guest_ready(std::unique_ptr<Machine> machine, guest::GuestState state) override;
   void guest_gone(const Error& why, std::function<void()> dropped) override;
   Result<void> check_guest_idle() const override { return check_idle(); }
@@ -65,7 +77,8 @@ class DaemonService final : public MigrationService, public GuestKeeper {
   void replace_parameters(const qmp::MigrationParameters& parameters) override;
   bool incoming_started() const override;
 
-  Result<void> migrate(const transports::Address& address, bool resume, transports::FdSource& fds) override;
+  Result<void> migrate(const transports::Address& address, const std::optional<transports::Address>& cpr, bool resume,
+                       transports::FdSource& fds) override;
   Result<void> migrate_incoming(const transports::Address& address, bool exit_on_error,
                                 transports::FdSource& fds) override;
   Result<void> cancel() override;
@@ -89,9 +102,32 @@ class DaemonService final : public MigrationService, public GuestKeeper {
  private:
   enum class Direction { none, outgoing, incoming };
   struct Run;
+  // A new process's wait for descriptors.
+  struct CprWait {
+    explicit CprWait(transports::IncomingTarget from) : socket(std::move(from)) {}
+    transports::IncomingTarget socket;
+    std::unique_ptr<CprIntake> intake;
+    std::optional<std::vector<cpr::NamedDescriptor>> descriptors;  // came, and nobody listens on the main channel yet
+    std::optional<transports::Address> main;                       // the main channel, once it is known
+    bool main_is_for_once = false;                                 // migrate-incoming's is for one attempt
+    bool exit_on_error = false;
+    transports::FdSource* fds = nullptr;
+  };
   class Worker;
   class PostingEvents;
 
+  void cpr_arrived(std::uint64_t intake, Result<std::vector<cpr::NamedDescriptor>> descriptors) override;
+  void cpr_given_up(std::uint64_t intake) override;
+  static Result<CprHandOver> connect_cpr(const transports::Address& address);
+  Result<void> listen_for_cpr();
+  void rearm_cpr();
+  void cpr_failed(const Error& error);
+  Result<void> cpr_main_given(const transports::Address& main, bool exit_on_error, transports::FdSource& fds);
+  Result<void> start_by_cpr();
+  Result<void> start_outgoing(const transports::Address& address, SourcePlan plan,
+                              const std::function<Result<CprHandOver>()>& hand_over, transports::FdSource& fds);
+  Result<void> start_incoming(const transports::Address& address, bool exit_on_error, transports::FdSource& fds,
+                              std::vector<cpr::NamedDescriptor>* descriptors);
   Result<std::unique_ptr<Run>> new_run();
   void start_status(Direction direction);
   void fail_at_once(const Error& error);
@@ -138,6 +174,7 @@ class DaemonService final : public MigrationService, public GuestKeeper {
   std::vector<transports::Address> listening_;
   std::string last_peer_;  // of the latest migration, for the log
   std::string origin_;     // where the machine came from
+  std::unique_ptr<CprWait> cpr_;
   std::unique_ptr<Run> run_;
   // verify-machine or calc-dirty-rate at work; no migration starts meanwhile.
   std::unique_ptr<Worker> worker_;

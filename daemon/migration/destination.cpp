@@ -3,6 +3,7 @@
 
 #include "base/limits.hpp"
 #include "base/log.hpp"
+#include "daemon/migration/cpr_limits.hpp"
 #include "daemon/migration/incoming_gate.hpp"
 #include "daemon/migration/postcopy_destination.hpp"
 #include "protocol/stream/device_tail.hpp"
@@ -14,6 +15,7 @@
 #include "ram/multifd_receiver.hpp"
 #include "ram/origin_file.hpp"
 #include "ram/ram_section_reader.hpp"
+#include "ram/store_kept.hpp"
 #include "ram/store_plain.hpp"
 #include "ram/stream_index.hpp"
 #include "transports/positional_file.hpp"
@@ -79,6 +81,7 @@ DestinationOutcome MigrationDestination::run() {
 }
 
 Result<void> MigrationDestination::run_phases() {
+  if (plan_.memory_is_here) MD_CHECK(take_memory());
   MD_CHECK(accept());
   MD_CHECK(read_preamble());
   MD_CHECK(read_until_ram_end());
@@ -87,6 +90,12 @@ Result<void> MigrationDestination::run_phases() {
   MD_CHECK(load_devices());
   MD_CHECK(answer());
   start_arrived(run_control_, events_);
+  return {};
+}
+
+Result<void> MigrationDestination::take_memory() {
+  auto taken = receiver_->take_descriptors(std::move(descriptors_));
+  if (!taken) return std::move(taken).error().with("cpr channel");
   return {};
 }
 
@@ -101,6 +110,7 @@ Result<void> MigrationDestination::accept() {
     }
   } else if (auto* listener = target_->listener()) {
     ExpectedSource expected;
+    if (plan_.memory_is_here) expected.patience = limits::cpr_main_wait;
     if (plan_.multifd) {
       expected.multifd_channels = plan_.multifd->channels;
       expected.uuid = own_uuid_;
@@ -146,6 +156,7 @@ Result<void> MigrationDestination::read_preamble() {
   stream::ConfigurationExpectations expectations;
   expectations.uuid = own_uuid_;
   expectations.mapped_ram = plan_.mapped.has_value();
+  expectations.ignore_shared = plan_.ignore_shared;
   auto warnings = stream::check_configuration(received, expectations);
   if (!warnings) return std::move(warnings).error().with("load the configuration section");
   for (const std::string& warning : *warnings) log::warning(warning);
@@ -205,6 +216,8 @@ Result<void> MigrationDestination::handle_command(const stream::Command& command
     return {};
   }
   if (const auto* advise = std::get_if<stream::command::PostcopyAdvise>(&command)) {
+    // It would empty memory that the old process still answers for.
+    if (plan_.memory_is_here) return wire_error("POSTCOPY_ADVISE for a machine whose memory came by descriptor");
     return postcopy_->advise(*advise, ram_section_id_.has_value());
   }
   if (const auto* discard = std::get_if<stream::command::PostcopyRamDiscard>(&command)) {
@@ -252,7 +265,7 @@ Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header
   if (!machine) return std::move(machine).error().with("section 'ram': block list");
   machine_ = *machine;
   ram_section_id_ = header.section_id;
-  progress_.ram_total = machine_->ram().total_bytes();
+  if (!plan_.memory_is_here) progress_.ram_total = machine_->ram().total_bytes();
 
   if (plan_.lazy) {
     MD_CHECK(index_pages());
@@ -265,7 +278,15 @@ Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header
 }
 
 Result<void> MigrationDestination::prepare_store() {
-  MD_TRY(store_, ram::StorePlain::make(machine_->ram()));
+  if (plan_.memory_is_here) {
+    store_ = std::make_unique<ram::StoreKept>();
+  } else {
+    std::vector<bool> kept(machine_->ram().size());
+    for (std::size_t i = 0; plan_.ignore_shared && i < kept.size(); ++i)
+      kept[i] = machine_->ram().at(i).is_named_file();
+    MD_TRY(store_, ram::StorePlain::make(machine_->ram(), kept));
+    if (plan_.ignore_shared) store_ = std::make_unique<ram::StoreKept>(std::move(kept), std::move(store_));
+  }
   if (plan_.mapped) {
     auto loaded = load_mapped_pages();
     if (!loaded) return std::move(loaded).error().with("section 'ram'");
@@ -304,7 +325,7 @@ Result<void> MigrationDestination::start_channels() {
 }
 
 Result<std::vector<stream::RamSetupBlock>> MigrationDestination::read_block_list() {
-  if (!plan_.mapped) return ram::read_ram_setup(*reader_, {false, postcopy_->advised()});
+  if (!plan_.mapped) return ram::read_ram_setup(*reader_, {plan_.ignore_shared, postcopy_->advised()});
   MD_TRY(mapped_blocks_, ram::read_mapped_setup(*reader_, *file_));
   std::vector<stream::RamSetupBlock> blocks;
   for (const ram::MappedBlock& mapped : mapped_blocks_) blocks.push_back(mapped.block);

@@ -22,6 +22,7 @@
 #include "daemon/migration/recovery_control.hpp"
 #include "daemon/migration/run_control.hpp"
 #include "postcopy/destination_blocktime.hpp"
+#include "protocol/cpr/cpr_state.hpp"
 #include "protocol/stream/configuration.hpp"
 #include "protocol/stream/return_path.hpp"
 #include "protocol/stream/sections.hpp"
@@ -40,8 +41,8 @@ class PostcopyDestination;
 }
 namespace migrationd::ram {
 class MultifdReceiver;
+class PageStore;
 class RamSectionReader;
-class StorePlain;
 class StreamIndex;
 }  // namespace migrationd::ram
 namespace migrationd::stream {
@@ -68,10 +69,14 @@ class MigrationDestination {
                        RecoveryControl& recovery);
   ~MigrationDestination();
 
+  // Before run(), of a plan whose memory is here.
+  void take_descriptors(std::vector<cpr::NamedDescriptor> descriptors) { descriptors_ = std::move(descriptors); }
+
   DestinationOutcome run();
 
  private:
   Result<void> run_phases();
+  Result<void> take_memory();
   Result<void> accept();
   Result<void> read_preamble();
   Result<void> read_until_ram_end();
@@ -104,6 +109,7 @@ class MigrationDestination {
   DestinationPlan plan_;
   std::optional<transports::IncomingTarget> target_;
   std::unique_ptr<MachineReceiver> receiver_;
+  std::vector<cpr::NamedDescriptor> descriptors_;
   std::optional<stream::Uuid> own_uuid_;
   RunControl& run_control_;
   Progress& progress_;
@@ -122,7 +128,7 @@ class MigrationDestination {
   std::optional<std::uint32_t> ram_section_id_;
   bool ram_ended_ = false;
   ram::ReceiveCounters counters_;
-  std::unique_ptr<ram::StorePlain> store_;
+  std::unique_ptr<ram::PageStore> store_;
   std::vector<ram::MappedBlock> mapped_blocks_;
   // Of a file opened lazily: as it was before anything was read; and where a plain stream's pages are.
   std::optional<ram::FileGuard> file_guard_;

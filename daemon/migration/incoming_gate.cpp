@@ -85,6 +85,7 @@ class Door {
     source_.multifd.resize(expected.multifd_channels);
     ByteWriter header;
     stream::encode_header(header);
+    if (expected.patience) no_longer_ = SteadyClock::now() + *expected.patience;
     begins_ = expected.main_begins.empty() ? std::move(header).take() : expected.main_begins;
   }
 
@@ -119,7 +120,7 @@ class Door {
     std::vector<pollfd> fds = {{stop_.fd(), POLLIN, 0}, {listener_.fd(), POLLIN, 0}};
     // While the channels are awaited the main stream's bytes stay unread; only its end is of interest.
     if (source_.main) fds.push_back({source_.main->readable_fd(), POLLRDHUP, 0});
-    auto next = patience_;
+    auto next = std::min(patience_, source_.main ? SteadyClock::time_point::max() : no_longer_);
     for (const Candidate& candidate : candidates_) {
       // A candidate with half a header is readable all the time; it is looked at after `recheck` instead.
       if (!partial_) fds.push_back({candidate.channel->readable_fd(), POLLIN, 0});
@@ -244,6 +245,7 @@ class Door {
   }
 
   Result<void> check_patience() {
+    if (!source_.main && SteadyClock::now() >= no_longer_) return wire_error("no source connected in time");
     if (SteadyClock::now() < patience_) return {};
     if (source_.main) {
       std::string text =
@@ -273,6 +275,7 @@ class Door {
   std::size_t here_ = 0;              // multifd channels
   std::optional<stream::Uuid> uuid_;  // that all hellos must have
   SteadyClock::time_point patience_ = SteadyClock::time_point::max();
+  SteadyClock::time_point no_longer_ = SteadyClock::time_point::max();  // without a main stream
   std::string last_dropped_;
   bool partial_ = false;
   bool short_of_resources_ = false;  // said once

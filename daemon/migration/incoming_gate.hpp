@@ -45,7 +45,9 @@ struct ExpectedSource {
   unsigned multifd_channels = 0;
   std::optional<stream::Uuid> uuid;  // nothing: any, but the same on all channels
   bool preempt = false;
-  Bytes main_begins = {};                // how the main stream begins; empty: with the header
+  Bytes main_begins = {};  // how the main stream begins; empty: with the header
+  // How long to wait for the main stream's connection; nothing: for ever.
+  std::optional<std::chrono::milliseconds> patience = {};
   const StopSource* replaced = nullptr;  // ends the wait as the stop does; the channels live on
 };
 

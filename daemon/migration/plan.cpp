@@ -126,14 +126,34 @@ Result<std::optional<PostcopyPlan>> postcopy_plan(const Capabilities& capabiliti
 
 }  // namespace
 
-Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp::MigrationParameters& parameters,
-                                    const Address& address) {
-  MD_CHECK(check_transport(capabilities, parameters, address));
-  if (parameters.mode == qmp::MigMode::cpr_transfer) return plan_error("missing 'cpr' migration channel");
-  if (parameters.mode == qmp::MigMode::cpr_reboot) {
-    if (capabilities.has(Capability::postcopy_ram)) return plan_error("Cannot use postcopy with CPR");
-    return plan_error("migration mode 'cpr-reboot' is not built into this daemon yet");
+namespace {
+
+// Of a new process: the main stream of cpr-transfer.
+Result<void> check_cpr_main(const Capabilities& capabilities, const Address& address) {
+  if (is<transports::FileAddress>(address)) return plan_error("Migration requires streamable transport (eg unix)");
+  if (const auto* inet = std::get_if<transports::InetAddress>(&address); inet != nullptr && inet->port == "0") {
+    return plan_error("cpr-transfer: the old process must know the main channel's port: it cannot be 0");
   }
+  if (capabilities.has(Capability::postcopy_ram)) return plan_error("Cannot use postcopy with CPR");
+  return {};
+}
+
+}  // namespace
+
+Result<void> check_cpr_conflicts(const Capabilities& capabilities) {
+  if (capabilities.has(Capability::postcopy_ram) || capabilities.has(Capability::dirty_bitmaps)) {
+    return plan_error("Cannot use postcopy with CPR");
+  }
+  if (capabilities.has(Capability::background_snapshot)) return plan_error("Cannot use background snapshot with CPR");
+  if (capabilities.has(Capability::x_colo)) return plan_error("Cannot use COLO with CPR");
+  return {};
+}
+
+Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp::MigrationParameters& parameters,
+                                    const Address& address, bool cpr_channel) {
+  MD_CHECK(check_transport(capabilities, parameters, address));
+  const bool by_descriptors = parameters.mode == qmp::MigMode::cpr_transfer;
+  if (by_descriptors && !cpr_channel) return plan_error("missing 'cpr' migration channel");
   if (capabilities.has(Capability::mapped_ram)) MD_CHECK(check_mapped_ram(capabilities, parameters));
   if (!parameters.tls_creds.empty()) {
     return plan_error("TLS is not built into this daemon yet: clear tls-creds");
@@ -148,6 +168,11 @@ Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp:
   plan.skip_holes = capabilities.has(Capability::skip_holes);
   plan.validate_uuid = capabilities.has(Capability::validate_uuid);
   plan.multifd = multifd_plan(capabilities, parameters);
+  plan.by_descriptors = by_descriptors;
+  plan.ignore_shared = capabilities.has(Capability::x_ignore_shared);
+  plan.stopped_from_start = parameters.mode != qmp::MigMode::normal;
+  // Of cpr it is a conflict, told in its place.
+  if (plan.stopped_from_start) return plan;
   MD_TRY(plan.postcopy, postcopy_plan(capabilities, parameters, address));
   if (plan.postcopy) {
     plan.return_path = true;  // requests come that way
@@ -158,21 +183,30 @@ Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp:
 }
 
 Result<DestinationPlan> make_destination_plan(const Capabilities& capabilities,
-                                              const qmp::MigrationParameters& parameters, const Address& address) {
+                                              const qmp::MigrationParameters& parameters, const Address& address,
+                                              bool cpr_channel) {
+  if (cpr_channel) MD_CHECK(check_cpr_main(capabilities, address));
   MD_CHECK(check_transport(capabilities, parameters, address));
-  if (parameters.mode != qmp::MigMode::normal) {
-    return plan_error("migration modes other than 'normal' are not built into this daemon yet");
+  if (!cpr_channel && parameters.mode == qmp::MigMode::cpr_transfer) {
+    return plan_error(
+        "cpr-transfer: the machine's descriptors come over a 'cpr' channel, which is given at the start (--incoming)");
   }
   if (!parameters.tls_creds.empty()) {
     return plan_error("TLS is not built into this daemon yet: clear tls-creds");
   }
   const bool from_file = is<transports::FileAddress>(address);
   DestinationPlan plan;
+  plan.memory_is_here = cpr_channel;
+  plan.ignore_shared = capabilities.has(Capability::x_ignore_shared);
   plan.lazy = capabilities.has(Capability::instant_resume) && from_file;
   if (from_file) plan.file_path = file_name(std::get<transports::FileAddress>(address));
   plan.mapped = mapped_plan(capabilities, parameters, address);
   plan.switchover_ack = capabilities.has(Capability::switchover_ack);
-  if (capabilities.has(Capability::postcopy_ram)) {
+  if (plan.lazy && plan.ignore_shared) {
+    return plan_error(
+        "A file is opened without being loaded only if all memory is in it: x-ignore-shared leaves some out");
+  }
+  if (capabilities.has(Capability::postcopy_ram) && !cpr_channel) {
     plan.postcopy = PostcopyArrivalPlan{capabilities.has(Capability::postcopy_preempt),
                                         capabilities.has(Capability::postcopy_blocktime)};
   }

@@ -52,6 +52,13 @@ struct PostcopyPlan {
 };
 
 struct SourcePlan {
+  // cpr-transfer: the memory goes by descriptor, over a socket of its own and before the stream; the stream has no
+  // page.
+  bool by_descriptors = false;
+  // x-ignore-shared: blocks on files that have names stay there, and the stream says where the guest sees each block.
+  bool ignore_shared = false;
+  // Both kinds of cpr: the guest stands still before the first byte of the stream.
+  bool stopped_from_start = false;
   std::optional<MappedPlan> mapped;
   // Ask the destination to answer. Off for one-way transports whatever the capability says: nobody could answer,
   // and QEMU hangs there in `device` (qmp.md 11).
@@ -80,6 +87,10 @@ struct PostcopyArrivalPlan {
 };
 
 struct DestinationPlan {
+  // cpr-transfer: the memory came by descriptor, and no page may come.
+  bool memory_is_here = false;
+  // x-ignore-shared: no page comes for blocks on files that have names.
+  bool ignore_shared = false;
   std::optional<MappedPlan> mapped;
   // The stream says paused, but who saved it had stopped the machine for that: it goes on.
   bool goes_on = false;
@@ -92,11 +103,14 @@ struct DestinationPlan {
   std::optional<MultifdPlan> multifd;
 };
 
-// Errors: ErrorKind::plan, QEMU's texts.
+// Errors: ErrorKind::plan, QEMU's texts. `cpr_channel`: one was given (outgoing), or the machine's descriptors come
+// over one (incoming, where the parameter `mode` says nothing then).
 Result<SourcePlan> make_source_plan(const qmp::Capabilities& capabilities, const qmp::MigrationParameters& parameters,
-                                    const transports::Address& address);
+                                    const transports::Address& address, bool cpr_channel = false);
+// What goes together with no kind of cpr. QEMU looks at it after the machine, so it is asked for apart.
+Result<void> check_cpr_conflicts(const qmp::Capabilities& capabilities);
 Result<DestinationPlan> make_destination_plan(const qmp::Capabilities& capabilities,
                                               const qmp::MigrationParameters& parameters,
-                                              const transports::Address& address);
+                                              const transports::Address& address, bool cpr_channel = false);
 
 }  // namespace migrationd::migration

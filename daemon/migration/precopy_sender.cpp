@@ -5,7 +5,10 @@
 #include "protocol/stream/sections.hpp"
 #include "ram/run_pass.hpp"
 
+#include <fmt/format.h>
+
 #include <utility>
+#include <vector>
 
 namespace migrationd::migration {
 namespace {
@@ -44,8 +47,13 @@ PrecopySender::PrecopySender(const SourcePlan& plan, Machine& machine, transport
       scanner_(std::move(scanner)) {}
 
 PrecopySender::~PrecopySender() {
-  if (machine_.dirty_log() != nullptr) machine_.dirty_log()->stop();
+  if (auto* log = dirty_log()) log->stop();
   machine_.throttle(0);
+}
+
+// A guest that stands still from the start needs none.
+ram::DirtyLog* PrecopySender::dirty_log() const noexcept {
+  return plan_.stopped_from_start ? nullptr : machine_.dirty_log();
 }
 
 Result<void> PrecopySender::append(const ByteWriter& bytes) { return writer_.append(bytes.view()); }
@@ -65,9 +73,33 @@ void PrecopySender::count_pass() {
   events_.pass(number);
 }
 
+// What is not sent is no part of the numbers either, as in QEMU.
+Result<void> PrecopySender::leave_out_what_stays() {
+  const ram::RamMap& ram = machine_.ram();
+  std::vector<bool> stays(ram.size(), plan_.by_descriptors);
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < ram.size(); ++i) {
+    if (plan_.ignore_shared && ram.at(i).is_named_file()) {
+      stays[i] = true;
+      // The receiver compares it, and would refuse a made-up one with a text that helps nobody.
+      if (!plan_.by_descriptors && !ram.at(i).guest_address()) {
+        return machine_error(
+            fmt::format("block '{}' stays in its file, but nobody knows where its guest sees it: the stream that "
+                        "brought the machine "
+                        "had no addresses (x-ignore-shared was off)",
+                        printable(ram.at(i).name())));
+      }
+    }
+    if (!stays[i]) total += ram.at(i).length();
+  }
+  progress_.ram_total = total;
+  scanner_.leave_out(std::move(stays));
+  return {};
+}
+
 Result<void> PrecopySender::send_start() {
-  progress_.ram_total = machine_.ram().total_bytes();
-  if (auto* log = machine_.dirty_log()) MD_CHECK(log->start());
+  MD_CHECK(leave_out_what_stays());
+  if (auto* log = dirty_log()) MD_CHECK(log->start());
   MD_CHECK(scanner_.begin_first_pass());
   last_sync_ = judged_at_ = Clock::now();
   count_pass();
@@ -100,7 +132,7 @@ Result<bool> PrecopySender::send_part() {
 Result<bool> PrecopySender::synchronise() {
   MD_CHECK(sink_->finish_pass());
   MD_CHECK(prepare_deltas());
-  MD_TRY(const std::uint64_t dirtied, scanner_.begin_pass(machine_.dirty_log()));
+  MD_TRY(const std::uint64_t dirtied, scanner_.begin_pass(dirty_log()));
   count_pass();
   measure(dirtied);
   if (plan_.auto_converge) brake_guest(dirtied);

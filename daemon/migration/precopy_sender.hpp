@@ -62,7 +62,10 @@ class PrecopySender {
 
   // `pass_ends`: what comes next may be pages that were sent before.
   Result<void> finish_section(bool pass_ends);
+  Result<void> leave_out_what_stays();
   Result<void> prepare_deltas();
+  // Null: nothing can write, or nobody asks what was written.
+  ram::DirtyLog* dirty_log() const noexcept;
   Result<void> append(const ByteWriter& bytes);
   void count_pass();
   void measure(std::uint64_t dirtied_pages);

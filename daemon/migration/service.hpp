@@ -22,6 +22,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -55,7 +56,9 @@ class MigrationService {
 
   // --- migrations -----------------------------------------------------------------------------------------
   // Transport checks (file-and-channels.md section 6) are made inside both, before any state change.
-  virtual Result<void> migrate(const transports::Address& address, bool resume, transports::FdSource& fds) = 0;
+  // `cpr`: the second channel, which only the mode cpr-transfer uses.
+  virtual Result<void> migrate(const transports::Address& address, const std::optional<transports::Address>& cpr,
+                               bool resume, transports::FdSource& fds) = 0;
   // exit_on_error: only when the client said true; absent means false here (docs/architecture.md, section 12,
   // decision 7).
   virtual Result<void> migrate_incoming(const transports::Address& address, bool exit_on_error,

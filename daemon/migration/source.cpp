@@ -2,6 +2,7 @@
 #include "daemon/migration/source.hpp"
 
 #include "base/log.hpp"
+#include "daemon/migration/cpr_channel.hpp"
 #include "daemon/migration/multifd_rules.hpp"
 #include "daemon/migration/postcopy_source.hpp"
 #include "daemon/migration/precopy_sender.hpp"
@@ -30,7 +31,7 @@ using qmp::MigrationStatus;
 // The first PING of a stream; the value is only echoed (stream.md section 8).
 constexpr std::uint32_t ping_after_open = 1;
 // How long a failed write waits for the peer's own word on why: it comes from another thread.
-constexpr auto peers_word_wait = std::chrono::milliseconds(200);
+constexpr auto word_on_failure_wait = std::chrono::milliseconds(200);
 // Of all workers on a mapped-ram file together, and of one at least; each is 4 MiB at most.
 constexpr std::size_t writes_in_flight = 8;
 constexpr std::size_t writes_per_worker = 2;
@@ -70,6 +71,7 @@ SourceOutcome MigrationSource::run() {
 }
 
 Result<void> MigrationSource::run_phases() {
+  if (plan_.stopped_from_start) return run_stopped_phases();
   MD_CHECK(connect());
   MD_CHECK(open_stream());
   MD_CHECK(set_up_memory());
@@ -81,6 +83,30 @@ Result<void> MigrationSource::run_phases() {
   MD_CHECK(send_devices());
   MD_CHECK(send_end());
   return await_answer();
+}
+
+Result<void> MigrationSource::run_stopped_phases() {
+  if (plan_.by_descriptors) MD_CHECK(hand_over_descriptors());
+  MD_CHECK(connect());
+  cpr_.reset();
+  MD_CHECK(stop_machine());
+  MD_CHECK(open_stream());
+  MD_CHECK(set_up_memory());
+  if (sender_->remaining_bytes() > 0) MD_CHECK(iterate());
+  MD_CHECK(wait_in_pre_switchover());
+  MD_CHECK(send_rest());
+  MD_CHECK(send_devices());
+  MD_CHECK(send_end());
+  return await_answer();
+}
+
+// The guest runs on meanwhile.
+Result<void> MigrationSource::hand_over_descriptors() {
+  if (!cpr_) return plan_error("missing 'cpr' migration channel");
+  MD_TRY(auto descriptors, machine_.share_descriptors());
+  std::move(cpr_->extra.begin(), cpr_->extra.end(), std::back_inserter(descriptors));
+  MD_CHECK(send_descriptors(cpr_->socket.get(), descriptors, stop_));
+  return await_new_process(cpr_->socket.get(), stop_);
 }
 
 Result<void> MigrationSource::connect() {
@@ -148,6 +174,7 @@ Result<void> MigrationSource::open_stream() {
   if (!configuration.uuid && plan_.validate_uuid) configuration.uuid = own_uuid_;
 
   if (plan_.mapped) configuration.capabilities = {std::string(stream::capability_mapped_ram)};
+  if (plan_.ignore_shared) configuration.capabilities = {std::string(stream::capability_ignore_shared)};
 
   ByteWriter out;
   stream::encode_header(out);
@@ -187,7 +214,7 @@ Result<std::unique_ptr<ram::PageSink>> MigrationSource::make_sink(ram::SendCount
     mapped_sink_ = sink.get();
     return std::unique_ptr<ram::PageSink>(std::move(sink));
   }
-  ram::SinkStream::Options options{.skip_holes = plan_.skip_holes};
+  ram::SinkStream::Options options{.skip_holes = plan_.skip_holes, .addresses = plan_.ignore_shared};
   if (postcopy_) {
     for (const auto& block : postcopy_->blocks()) options.page_sizes.push_back(block.host_pages * ram::page_size);
   }
@@ -353,7 +380,7 @@ Result<void> MigrationSource::await_answer() {
 Result<void> MigrationSource::prefer_peers_word(Result<void> result) {
   if (result || !return_path_) return result;
   const bool cancelled = result.error().is_cancelled();
-  const PeerAnswer answer = cancelled ? return_path_->answer() : return_path_->wait_for_answer(peers_word_wait);
+  const PeerAnswer answer = cancelled ? return_path_->answer() : return_path_->wait_for_answer(word_on_failure_wait);
   if (answer == PeerAnswer::success && point_ == Point::eof_tried) return {};
   if ((answer == PeerAnswer::failure || answer == PeerAnswer::premature) && !cancelled) return return_path_->why();
   return result;
@@ -406,6 +433,7 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
     outcome.resumed = resumed && *resumed;
     if (!resumed) log::error("the guest could not be started again: {}", resumed.error().text());
   }
+  cpr_.reset();
   return_path_.reset();
   postcopy_.reset();
   preempt_.reset();

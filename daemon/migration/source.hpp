@@ -5,7 +5,8 @@
 // run() is a list of phases on the mover thread. Whatever phase fails, settle() decides whose the machine is by the
 // point that was reached (docs/architecture.md, "Whose machine is it"), and that is the only place that does:
 //
-//   before the stop            ours, as it was
+//   before the stop            ours, as it was; also when descriptors of its memory are out: nobody runs it there
+//                              before the stream has come
 //   stopped, EOF not tried     ours, runs again if it ran
 //   EOF tried, return path     answered 0: the peer's. Answered failure: ours, runs again. No answer: unknown, stays
 //                              stopped until `cont`
@@ -13,6 +14,10 @@
 //     path
 //   into a file                ours in any case
 //   postcopy: package tried    the peer's, whatever comes (postcopy_source.hpp)
+//
+// By cpr (docs/formats/cpr.md) the machine stands still before the first byte of the stream, and nothing is iterated.
+// With cpr-transfer the descriptors of its memory go out first, over a socket of their own, and the new process says by
+// closing that socket that it listens on the main channel.
 //
 // The byte that counts is EOF: a QEMU destination starts the guest when the connection ends after it, description or
 // not (stream.md section 10). So everything before EOF is flushed first, and EOF goes out with the description in one
@@ -31,6 +36,7 @@
 #include "daemon/migration/return_path_reader.hpp"
 #include "daemon/migration/run_control.hpp"
 #include "daemon/migration/switchover_policy.hpp"
+#include "protocol/cpr/cpr_state.hpp"
 #include "ram/counters.hpp"
 #include "ram/multifd_sender.hpp"
 #include "ram/page_sink.hpp"
@@ -40,6 +46,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace migrationd::ram {
 class SinkMapped;
@@ -50,6 +57,12 @@ namespace migrationd::migration {
 class PostcopySource;
 struct SourceLink;
 class PrecopySender;
+
+// What the machine's memory and whatever goes along with it is handed over by (docs/formats/cpr.md).
+struct CprHandOver {
+  UniqueFd socket;                            // connected to the new process
+  std::vector<cpr::NamedDescriptor> extra{};  // behind the machine's own
+};
 
 struct SourceOutcome {
   Result<void> result;
@@ -67,12 +80,17 @@ class MigrationSource {
                   MoverEvents& events, StopSource& stop, Gate& continue_gate, PostcopyControl& postcopy_control);
   ~MigrationSource();
 
+  // Before run(), of a plan by_descriptors.
+  void hand_over_by(CprHandOver hand_over) { cpr_ = std::move(hand_over); }
+
   SourceOutcome run();
 
  private:
   enum class Point { before_stop, stopped, eof_tried, answered, handed_over };
 
   Result<void> run_phases();
+  Result<void> run_stopped_phases();
+  Result<void> hand_over_descriptors();
   Result<void> connect();
   Result<void> connect_channels();
   void publish_channels() noexcept;
@@ -108,6 +126,7 @@ class MigrationSource {
   StopSource& stop_;
   Gate& continue_gate_;
   PostcopyControl& postcopy_control_;
+  std::optional<CprHandOver> cpr_;
 
   Clock::time_point started_ = Clock::now();
   Clock::time_point stopped_at_{};

@@ -29,7 +29,7 @@ constexpr std::array<CapabilityRow, capability_count> all_capabilities{{
     {C::dirty_bitmaps, false, "migrate the block layer's dirty bitmaps"},
     {C::postcopy_blocktime, true, "measure how long postcopy faults block"},
     {C::late_block_activate, true, "block devices are activated by cont; there are none"},
-    {C::x_ignore_shared, false, "leave shared memory out of the stream"},
+    {C::x_ignore_shared, true, "leave memory in files that have names out of the stream"},
     {C::validate_uuid, true, "source and destination must have the same UUID"},
     {C::background_snapshot, false, "save while the guest runs, as of the start"},
     {C::zero_copy_send, true, "send without copying into the kernel"},

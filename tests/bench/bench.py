@@ -26,12 +26,12 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.bench import clones, faults, files, guest_faults, resume, tasks  # noqa: E402
+from tests.bench import clones, cpr, faults, files, guest_faults, resume, tasks  # noqa: E402
 from tests.bench.report import Report  # noqa: E402
 from tests.interop.lib import programs  # noqa: E402
 
 TASKS = ("limits", "throughput", "files", "sparse", "idle", "latency", "resume", "resume-4g", "resume-8g", "resume-64g",
-         "clones", "faults", "scan")
+         "clones", "cpr", "faults", "scan")
 # Not among everything: they take minutes each, and 8 GiB need 16 GiB of disk and 18 GiB of memory.
 LARGE = {"resume-4g": 4, "resume-8g": 8, "resume-64g": 64}
 
@@ -55,6 +55,8 @@ def run_task(name: str, folder: Path, options: argparse.Namespace) -> list[Repor
         return resume.resume(folder, rounds, options.quick, LARGE[name] * tasks.GIB)
     if name == "faults":
         return [*faults.faults(folder, rounds, options.quick), guest_faults.guest_faults(folder, rounds, options.quick)]
+    if name == "cpr":
+        return cpr.cpr(folder, rounds, options.quick)
     if name == "clones":
         return clones.clones(folder, rounds, options.quick)
     if name == "latency":

@@ -163,7 +163,7 @@ class CompareDevices(unittest.TestCase):
 class DaemonUsage(unittest.TestCase):
     def test_bad_machine_words_are_wrong_usage_before_any_socket(self) -> None:
         faults = {"synthetic,ram=x": "ram=x", "synthetic,bogus=1": "unknown word 'bogus'", "bogus": "none of parked",
-                  "parked,ram=1M": "parked takes no further words"}
+                  "parked,ram=1M": "is not an option (memory=BLOCK:PATH)"}
         for words, text in faults.items():
             daemon = Daemon("--machine", words)
             try:

@@ -57,10 +57,8 @@ DIFFERENT = (
          "says completed; the bitmaps were never written, the file holds no memory"),
     _row("mapped-ram x-ignore-shared", "file:", "source", "Mapped-ram migration is incompatible with x-ignore-shared",
          "writes a file that no QEMU can load"),
-    _row("", "", "source destination", "migration mode", "not built in yet; QEMU keeps the guest stopped for a reboot",
-         mode="cpr-reboot"),
-    _row("", "", "destination", "migration modes other than", "not built in yet", mode="cpr-transfer"),
-    _row("", "", "destination", "migration modes other than", "not built in yet", mode="cpr-reboot"),
+    _row("", "", "destination", "cpr-transfer: the machine's descriptors come over a 'cpr' channel",
+         "takes it, and waits for pages that will not come", mode="cpr-transfer"),
     _row("mapped-ram", "file:", "destination", "Cannot use compression with mapped-ram",
          "takes it, the file is not compressed", multifd_compression="zlib"),
 )

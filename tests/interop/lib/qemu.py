@@ -24,7 +24,7 @@ class Qemu(Host):
                  namespace: str | None = None, pass_fds: tuple[int, ...] = (),
                  limits: dict[int, int] | None = None, own_firmware: bool = False,
                  memory_options: str = "", options: list[str] | None = None, huge_pages: bool = False,
-                 restrict: Callable[[], None] | None = None, virtio: bool = False):
+                 restrict: Callable[[], None] | None = None, virtio: bool = False, shared: bool = False):
         self.version = version
         self.guest = guest
         self.serial_path = folder / f"{name}.serial"
@@ -44,7 +44,11 @@ class Qemu(Host):
             argv += ["-bios", str(guest.firmware(folder))]
         else:
             argv += ["-boot", "a", "-drive", f"file={guest.image(folder)},format=raw,if=floppy,readonly=on"]
-        if memory_options:
+        if shared:
+            # What cpr-transfer needs (10.0 only): every block in a file that another process can map.
+            argv += ["-machine", f"{machine},aux-ram-share=on,memory-backend=ram0", "-object",
+                     f"memory-backend-memfd,id=ram0,size={memory_mib}M,share=on"]
+        elif memory_options:
             argv += ["-machine", f"{machine},memory-backend=mem", "-object",
                      f"memory-backend-ram,id=mem,size={memory_mib}M,{memory_options}"]
         elif huge_pages:

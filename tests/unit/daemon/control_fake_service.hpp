@@ -32,8 +32,10 @@ class FakeService final : public migration::MigrationService {
   void replace_parameters(const qmp::MigrationParameters& parameters) override { parameters_ = parameters; }
   bool incoming_started() const override { return false; }
 
-  Result<void> migrate(const transports::Address& address, bool resume, transports::FdSource& fds) override {
-    calls.push_back("migrate " + transports::to_string(address) + (resume ? " resume" : ""));
+  Result<void> migrate(const transports::Address& address, const std::optional<transports::Address>& cpr, bool resume,
+                       transports::FdSource& fds) override {
+    calls.push_back("migrate " + transports::to_string(address) + (cpr ? " cpr " + transports::to_string(*cpr) : "") +
+                    (resume ? " resume" : ""));
     events_.migration(qmp::MigrationStatus::setup);
     if (const auto* fd = std::get_if<transports::FdAddress>(&address)) {
       MD_TRY(taken, fds.take_named(fd->name));

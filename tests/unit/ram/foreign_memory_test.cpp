@@ -57,6 +57,48 @@ TEST_CASE("RamBlock.refuses_a_foreign_memfd_that_could_shrink_or_is_not_what_was
   CHECK(contains(refusal(UniqueFd(), page_size), "no memfd"));
 }
 
+TEST_CASE("RamBlock.takes_over_what_another_process_hands_over_sealed_or_not_and_larger_than_the_block") {
+  for (const int seals : {0, F_SEAL_SHRINK, F_SEAL_SHRINK | F_SEAL_GROW}) {
+    UniqueFd fd = memfd(4 * page_size, seals);
+    const char byte = 7;
+    REQUIRE(::pwrite(fd.get(), &byte, 1, page_size) == 1);
+    auto block = RamBlock::take_over("ram0", std::move(fd), 2 * page_size);
+    REQUIRE(block.has_value());
+    CHECK((*block)->length() == 2 * page_size);
+    CHECK((*block)->engine()[page_size] == std::byte{7});
+    CHECK((*block)->check().has_value());
+  }
+}
+
+TEST_CASE("RamBlock.takes_over_no_descriptor_of_the_wrong_kind_size_or_mode") {
+  const auto told = [](UniqueFd fd, std::uint64_t length) {
+    auto block = RamBlock::take_over("ram0", std::move(fd), length);
+    REQUIRE_FALSE(block.has_value());
+    return block.error().text();
+  };
+  CHECK(contains(told(memfd(page_size, 0), 2 * page_size), "file has 4096 bytes, the block 8192"));
+  CHECK(contains(told(memfd(page_size, 0), 100), "not a multiple"));
+  CHECK(contains(told(memfd(page_size, F_SEAL_WRITE), page_size), "Operation not permitted"));
+  CHECK(contains(told(UniqueFd(::open("/dev/zero", O_RDWR | O_CLOEXEC)), page_size), "no shared memory"));
+  CHECK(contains(told(UniqueFd(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC)), page_size), "no shared memory"));
+  CHECK(contains(told(UniqueFd(), page_size), "look at the descriptor"));
+  const UniqueFd fd = memfd(page_size, 0);
+  const std::string path = "/proc/self/fd/" + std::to_string(fd.get());
+  CHECK(contains(told(UniqueFd(::open(path.c_str(), O_RDONLY | O_CLOEXEC)), page_size), "not open for reading and"));
+}
+
+TEST_CASE("RamBlock.notices_that_memory_taken_over_was_cut_off_behind_its_back") {
+  UniqueFd fd = memfd(4 * page_size, 0);
+  const UniqueFd other(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+  auto block = RamBlock::take_over("ram0", std::move(fd), 4 * page_size);
+  REQUIRE(block.has_value());
+  REQUIRE(::ftruncate(other.get(), page_size) == 0);
+  CHECK(static_cast<volatile std::byte*>((*block)->engine())[3 * page_size] == std::byte{0});
+  const auto checked = (*block)->check();
+  REQUIRE_FALSE(bool(checked));
+  CHECK(contains(checked.error().text(), "block 'ram0': the memory at 0x3000 could not be had"));
+}
+
 TEST_CASE("Userfaultfd.and_page_map_are_taken_for_what_they_are") {
   CHECK_FALSE(Userfaultfd::adopt(memfd(page_size, 0)).has_value());
   CHECK_FALSE(PagemapScanner::adopt(memfd(page_size, 0)).has_value());
