@@ -3,6 +3,7 @@
 
 #include "base/log.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -74,6 +75,16 @@ class GuestDoor::Visitor final : public GuestListener {
   static Result<std::unique_ptr<Visitor>> make(GuestDoor& door, std::uint64_t number, UniqueFd client) {
     std::unique_ptr<Visitor> visitor(new Visitor(door, number));
     MD_TRY(auto link, GuestLink::start(std::move(client), door.options_.deadline, *visitor));
+    visitor->give_link(std::move(link));
+    return visitor;
+  }
+  // One that is registered, and served by another daemon still.
+  static Result<std::unique_ptr<Visitor>> expect(GuestDoor& door, std::uint64_t number, UniqueFd client,
+                                                 std::shared_ptr<ram::GivenBackPages> given_back) {
+    std::unique_ptr<Visitor> visitor(new Visitor(door, number));
+    visitor->registering_ = false;
+    visitor->given_back_ = std::move(given_back);
+    MD_TRY(auto link, GuestLink::prepare(std::move(client), door.options_.deadline, *visitor));
     visitor->give_link(std::move(link));
     return visitor;
   }
@@ -187,11 +198,58 @@ GuestDoor::~GuestDoor() { close(); }
 Result<void> GuestDoor::open() {
   auto bound = control::ListeningSocket::bind(options_.socket, control::SocketUse::guest);
   if (!bound) return std::move(bound).error();
-  listener_.emplace(std::move(*bound));
+  return listen(std::move(*bound));
+}
+
+Result<void> GuestDoor::inherit(UniqueFd listening, bool owns_path) {
+  MD_TRY(auto socket, control::ListeningSocket::adopt(std::move(listening), control::SocketUse::guest));
+  takes_path_ = owns_path;
+  return listen(std::move(socket));
+}
+
+Result<void> GuestDoor::listen(control::ListeningSocket socket) {
+  listener_.emplace(std::move(socket));
   watch_ = loop_.watch(listener_->fd());
   if (!watch_) return Error(ErrorKind::io, "guest socket: it cannot be watched");
   arm();
   return {};
+}
+
+Result<std::unique_ptr<AttachedMachine>> GuestDoor::expect(UniqueFd connection, RegisteredGuest guest) {
+  const std::string name = guest.hello.machine_name;
+  auto given_back = std::make_shared<ram::GivenBackPages>(guest.ram);
+  MD_TRY(visitor_, Visitor::expect(*this, ++visitors_, std::move(connection), given_back));
+  auto machine = AttachedMachine::expect(visitor_->link(), std::move(guest), std::move(given_back));
+  if (!machine) {
+    visitor_.reset();
+    return std::move(machine).error();
+  }
+  machine_ = machine->get();
+  log::info("guest '{}' is expected from the daemon before: {} blocks of {} bytes", printable(name),
+            machine_->ram().size(), machine_->ram().total_bytes());
+  return machine;
+}
+
+Result<GuestDoor::SharedSocket> GuestDoor::share_socket() const {
+  SharedSocket out;
+  if (!listener_) return out;
+  out.fd.reset(::fcntl(listener_->fd(), F_DUPFD_CLOEXEC, 0));
+  if (!out.fd) return Error::from_errno("hand the guest socket over");
+  out.owns_path = listener_->owns_path();
+  return out;
+}
+
+void GuestDoor::resume() {
+  held_ = false;
+  if (std::exchange(takes_path_, false) && listener_) listener_->own_path();
+  if (std::exchange(knocked_, false) && watch_) arm();
+}
+
+void GuestDoor::give_up_socket() noexcept {
+  pause_->cancel();
+  watch_.reset();
+  if (listener_) listener_->disown_path();
+  listener_.reset();
 }
 
 void GuestDoor::close() noexcept {
@@ -210,6 +268,10 @@ void GuestDoor::arm() {
 }
 
 void GuestDoor::accept_one() {
+  if (held_) {
+    knocked_ = true;
+    return;
+  }
   auto client = listener_->accept();
   if (!client) {
     // Out of descriptors, say: looked at again when some may be back.

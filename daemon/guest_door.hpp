@@ -44,12 +44,34 @@ class GuestDoor {
   ~GuestDoor();
 
   Result<void> open();
+  // In the place of open(): the socket of a daemon that this one is to replace; between hold() and resume(), which
+  // takes the path over too if that daemon made it (`owns_path`).
+  Result<void> inherit(UniqueFd listening, bool owns_path);
+  // The guest that daemon serves, for its connection and its registration: the machine is the keeper's, and the guest
+  // is served here from Machine::take_up() on. Before inherit().
+  Result<std::unique_ptr<AttachedMachine>> expect(UniqueFd connection, RegisteredGuest guest);
+
+  // --- this daemon is replaced by another -----------------------------------------------------------------
+  struct SharedSocket {
+    UniqueFd fd;  // a duplicate; invalid: there is none
+    bool owns_path = false;
+  };
+  Result<SharedSocket> share_socket() const;
+  // A guest is here, or on its way in.
+  bool has_visitor() const noexcept { return visitor_ != nullptr; }
+  // Nobody is let in: who connects waits in the socket's queue, until resume() or for the other daemon.
+  void hold() noexcept { held_ = true; }
+  void resume();
+  // The socket is the other daemon's, and its path stays.
+  void give_up_socket() noexcept;
+
   // No guest is taken any more, and the one that is here is let go; its machine is no longer used.
   void close() noexcept;
 
  private:
   class Visitor;
 
+  Result<void> listen(control::ListeningSocket socket);
   void arm();
   void accept_one();
   void greet(UniqueFd client);
@@ -72,6 +94,9 @@ class GuestDoor {
   std::unique_ptr<Visitor> visitor_;          // the one guest
   AttachedMachine* machine_ = nullptr;        // the keeper's, while it has it
   std::uint64_t visitors_ = 0;
+  bool held_ = false;
+  bool takes_path_ = false;                                     // with resume()
+  bool knocked_ = false;                                        // while held: the watch is to be armed again
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for what was posted and comes too late
 };
 

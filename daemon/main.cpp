@@ -9,13 +9,17 @@
 #include "daemon/control/control_server.hpp"
 #include "daemon/control/event_bus.hpp"
 #include "daemon/control/event_loop.hpp"
+#include "daemon/machine/guest_record.hpp"
 #include "daemon/machine/synthetic.hpp"
 #include "daemon/migration/daemon_service.hpp"
 #include "daemon/options.hpp"
 #include "daemon/service.hpp"
+#include "daemon/update/inheritance.hpp"
+#include "daemon/update/updater.hpp"
 #include "daemon/version.hpp"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -24,6 +28,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,20 +51,33 @@ std::vector<int> inherited_descriptors() {
   return inherited;
 }
 
+// What this process was started from: a new one of the same name may stand there by the time of an update.
+std::string own_program() {
+  std::array<char, 4096> path{};
+  const ssize_t length = ::readlink("/proc/self/exe", path.data(), path.size());
+  return length > 0 ? std::string(path.data(), static_cast<std::size_t>(length)) : std::string();
+}
+
 class Daemon {
  public:
-  Daemon(DaemonOptions options, std::vector<UniqueFd> passed, std::vector<int> inherited)
+  Daemon(DaemonOptions options, std::vector<UniqueFd> passed, std::vector<int> inherited,
+         std::vector<std::string> arguments)
       : options_(std::move(options)),
         passed_(std::move(passed)),
         service_(service_options(std::move(inherited)), events_,
                  [this](std::function<void()> job) { loop_.post(std::move(job)); }),
         server_(loop_, events_, service_, control_options(), [this] { loop_.stop(); }) {
-    if (!options_.attached) return;
-    guests_ = std::make_unique<GuestDoor>(loop_, service_, *options_.attached, fmt::format("migrationd {}", version),
-                                          [this] { receive_into_guest(); });
+    if (options_.attached) {
+      guests_ = std::make_unique<GuestDoor>(loop_, service_, *options_.attached, fmt::format("migrationd {}", version),
+                                            [this] { receive_into_guest(); });
+    }
+    update::UpdaterOptions updating{own_program(), std::move(arguments), options_.allow_exec, std::string(version)};
+    updater_ = std::make_unique<update::Updater>(std::move(updating), loop_, service_, server_, guests_.get(),
+                                                 [this] { loop_.stop(); });
   }
 
   Result<void> start() {
+    if (options_.take_over) return take_over(UniqueFd(*options_.take_over));
     MD_CHECK(make_machine());
     // Before the sockets: whoever finds one may end us already.
     handle_signals();
@@ -78,9 +96,10 @@ class Daemon {
   }
 
   int run() {
-    service::notify_ready("waiting for commands");
+    // One that replaces another is announced by that one.
+    if (!options_.take_over) service::notify_ready("waiting for commands");
     loop_.run();
-    service::notify_stopping();
+    if (!updater_->replaced()) service::notify_stopping();
     log::info("ends: {}", service_.shut_down());
     if (guests_) guests_->close();
     server_.shut_down();
@@ -103,7 +122,10 @@ class Daemon {
       exit_status_ = EXIT_FAILURE;
       loop_.stop();
     };
-    options.status_text = [](const std::string& text) { service::notify_status(text); };
+    options.status_text = [this](const std::string& text) {
+      if (!inheritance_) service::notify_status(text);
+    };
+    options.arrived = [this] { go_on(); };
     return options;
   }
 
@@ -113,6 +135,9 @@ class Daemon {
     options.version.package = fmt::format("migrationd {}", version);
     options.name = options_.name;
     options.uuid = options_.uuid_text;
+    options.update = [this](const qmp::UpdateArgs& args, control::UpdateDone done) {
+      updater_->start(args, std::move(done));
+    };
     return options;
   }
 
@@ -135,6 +160,60 @@ class Daemon {
     log::error("--incoming: {}", started.error().text());
     exit_status_ = EXIT_FAILURE;
     loop_.stop();
+  }
+
+  // --take-over: everything is made ready here, and served from go_on() on. Until then the daemon before is the daemon,
+  // and an error or our end changes nothing for it.
+  Result<void> take_over(UniqueFd channel) {
+    MD_TRY(const auto stop, StopSource::make());
+    MD_TRY(inheritance_, update::receive_inheritance(std::move(channel), *stop));
+    update::Inheritance& got = *inheritance_;
+    log::info("takes over from migrationd {}: machine {}, {} control sockets", printable(got.settings.version),
+              printable(got.settings.machine), got.control.size());
+    server_.hold();
+    for (std::size_t i = 0; i < got.control.size(); ++i)
+      MD_CHECK(server_.inherit(std::move(got.control[i]), got.settings.control_paths[i]));
+    handle_signals();
+    if (guests_) {
+      guests_->hold();
+      if (got.door) MD_CHECK(guests_->inherit(std::move(got.door), got.settings.door_path));
+    }
+    if (got.settings.machine == "none") return take_over_nothing();
+    MD_CHECK(make_machine_over(got));
+    return service_.take_over(std::move(got.cpr), std::move(got.main), std::move(got.rest));
+  }
+
+  Result<void> make_machine_over(update::Inheritance& got) {
+    if (options_.synthetic) {
+      MD_TRY(auto machine, SyntheticMachine::create_over(*options_.synthetic, got.rest));
+      service_.adopt_machine(std::move(machine), true);
+    } else if (guests_) {
+      MD_TRY(auto guest, decode_registration(got.registration, got.rest));
+      MD_TRY(auto machine, guests_->expect(std::move(got.guest), std::move(guest)));
+      service_.adopt_machine(std::move(machine), true);
+    }
+    return {};
+  }
+
+  // There is no stream then: our word alone.
+  Result<void> take_over_nothing() {
+    MD_CHECK(make_machine());
+    inheritance_->cpr.reset();
+    MD_CHECK(migration::say_taken_over(inheritance_->main.get()));
+    loop_.post([this] { go_on(); });
+    return {};
+  }
+
+  // The daemon before has nothing any more: what waits in its sockets is ours.
+  void go_on() {
+    if (!inheritance_) return;
+    // Only now: what is set for migrations is none of the take-over's business.
+    const update::DaemonSettings settings = std::move(inheritance_->settings);
+    inheritance_.reset();
+    service_.inherit(settings.capabilities, settings.parameters, settings.origin);
+    server_.resume();
+    if (guests_) guests_->resume();
+    log::info("has taken over");
   }
 
   Result<void> open_control() {
@@ -161,6 +240,8 @@ class Daemon {
   migration::DaemonService service_;
   control::ControlServer server_;
   std::unique_ptr<GuestDoor> guests_;  // of an attached machine
+  std::unique_ptr<update::Updater> updater_;
+  std::optional<update::Inheritance> inheritance_;  // while it is taken over
   int exit_status_ = EXIT_SUCCESS;
 };
 
@@ -188,11 +269,14 @@ int main_function(int argc, const char* const* argv) {
   if (auto ready = log::set_up(options.log_level, options.name.value_or("")); !ready) {
     return fail(ready.error(), usage_status);
   }
-  if (options.qmp.empty() && passed.empty()) {
+  if (options.take_over) {
+    std::erase(inherited, *options.take_over);
+    ::fcntl(*options.take_over, F_SETFD, FD_CLOEXEC);
+  } else if (options.qmp.empty() && passed.empty()) {
     return fail(plan_error("--qmp unix:PATH is needed: nobody could tell this daemon anything"), usage_status);
   }
 
-  Daemon daemon(std::move(options), std::move(passed), std::move(inherited));
+  Daemon daemon(std::move(options), std::move(passed), std::move(inherited), {argv + 1, argv + argc});
   if (auto started = daemon.start(); !started) return fail(started.error(), EXIT_FAILURE);
   return daemon.run();
 }

@@ -35,6 +35,7 @@ struct Words {
   std::string allow_exec = "on";
   std::string worker_cpus;
   bool dump_devices = false;
+  int take_over = -1;
 };
 
 Result<void> take_machine(const std::string& word, DaemonOptions& options) {
@@ -80,6 +81,7 @@ Result<void> take_words(const Words& words, DaemonOptions& options) {
     return plan_error("--allow-exec: 'on' or 'off', not '" + printable(words.allow_exec) + "'");
   }
   options.allow_exec = words.allow_exec == "on";
+  if (words.take_over >= 0) options.take_over = words.take_over;
   if (!words.worker_cpus.empty()) {
     auto cpus = parse_cpu_list(words.worker_cpus);
     if (!cpus) return std::move(cpus).error().with("--worker-cpus");
@@ -107,6 +109,10 @@ Result<ParsedOptions> parse_options(int argc, const char* const* argv) {
                  "CPUs for the threads that move pages, one each in turn: 2-5,8 (default: wherever the kernel likes)");
   app.add_flag("--dump-devices", words.dump_devices,
                "print the synthetic machine's device tables for 'migrationctl compare-devices', and end");
+  // Written by the daemon that starts us to replace it (__org.migrationd_update); nobody else has that channel.
+  app.add_option("--take-over", words.take_over, "internal: the descriptor of a daemon that this one replaces")
+      ->check(CLI::Range(3, 1 << 20))
+      ->group("");
   app.set_version_flag("--version", "migrationd " + std::string(version));
   try {
     app.parse(argc, argv);

@@ -37,6 +37,7 @@ struct DaemonOptions {
   std::string log_level = "info";
   bool allow_exec = true;
   std::vector<unsigned> worker_cpus;  // --worker-cpus; empty: any
+  std::optional<int> take_over;       // --take-over: the cpr channel of a daemon that this one replaces
 };
 
 struct ParsedOptions {

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <systemd/sd-daemon.h>
 
+#include <cstdint>
 #include <string>
 
 namespace migrationd::service {
@@ -35,6 +36,12 @@ void notify_ready(std::string_view status) { notify(fmt::format("READY=1\nSTATUS
 void notify_status(std::string_view status) { notify(fmt::format("STATUS={}", one_line(status))); }
 void notify_stopping() { notify("STOPPING=1"); }
 
+void notify_successor(pid_t process, std::string_view status, std::chrono::milliseconds wait) {
+  notify(fmt::format("MAINPID={}\nSTATUS={}", process, one_line(status)));
+  const auto bound = std::chrono::duration_cast<std::chrono::microseconds>(wait).count();
+  [[maybe_unused]] const int ignored = ::sd_notify_barrier(0, static_cast<std::uint64_t>(bound));
+}
+
 }  // namespace migrationd::service
 
 #else
@@ -46,6 +53,7 @@ std::vector<UniqueFd> listen_fds() { return {}; }
 void notify_ready(std::string_view) {}
 void notify_status(std::string_view) {}
 void notify_stopping() {}
+void notify_successor(pid_t, std::string_view, std::chrono::milliseconds) {}
 
 }  // namespace migrationd::service
 

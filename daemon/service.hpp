@@ -9,6 +9,9 @@
 
 #include "base/unique_fd.hpp"
 
+#include <sys/types.h>
+
+#include <chrono>
 #include <string_view>
 #include <vector>
 
@@ -24,5 +27,8 @@ std::vector<UniqueFd> listen_fds();
 void notify_ready(std::string_view status);
 void notify_status(std::string_view status);
 void notify_stopping();
+// Another process of the unit is the daemon from now on. Returns when the service manager has heard of it (a few
+// milliseconds, `wait` at most), so that our end is not taken for the service's.
+void notify_successor(pid_t process, std::string_view status, std::chrono::milliseconds wait);
 
 }  // namespace migrationd::service

@@ -28,7 +28,7 @@ Result<std::unique_ptr<SharedBitmap>> SharedBitmap::adopt(UniqueFd fd, std::uint
   const std::uint64_t length = (bytes + page_size - 1) / page_size * page_size;
   MD_TRY(Mapping bits, Mapping::of_fd(fd.get(), length));
   MD_TRY(auto guard, BusGuard::watch(bits.data(), length, page_size));
-  return std::unique_ptr<SharedBitmap>(new SharedBitmap(pages, std::move(bits), std::move(guard)));
+  return std::unique_ptr<SharedBitmap>(new SharedBitmap(std::move(fd), pages, std::move(bits), std::move(guard)));
 }
 
 std::uint64_t SharedBitmap::fetch(Bitmap& into) noexcept {

@@ -39,12 +39,15 @@ class SharedBitmap {
   std::uint64_t fetch(Bitmap& into) noexcept;
   void clear() noexcept;
   Result<void> check() const;
+  // The memfd, for a process that goes on with the guest.
+  int fd() const noexcept { return fd_.get(); }
 
  private:
-  SharedBitmap(std::uint64_t pages, Mapping bits, std::unique_ptr<BusGuard> guard) noexcept
-      : pages_(pages), bits_(std::move(bits)), guard_(std::move(guard)) {}
+  SharedBitmap(UniqueFd fd, std::uint64_t pages, Mapping bits, std::unique_ptr<BusGuard> guard) noexcept
+      : fd_(std::move(fd)), pages_(pages), bits_(std::move(bits)), guard_(std::move(guard)) {}
   std::uint64_t* words() const noexcept { return static_cast<std::uint64_t*>(static_cast<void*>(bits_.data())); }
 
+  UniqueFd fd_;
   std::uint64_t pages_;
   Mapping bits_;
   std::unique_ptr<BusGuard> guard_;

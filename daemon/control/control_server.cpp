@@ -4,6 +4,7 @@
 #include "base/limits.hpp"
 #include "base/log.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -43,6 +44,47 @@ Result<void> ControlServer::adopt(UniqueFd listening) {
   return add_listener(std::move(socket));
 }
 
+Result<void> ControlServer::inherit(UniqueFd listening, bool owns_path) {
+  MD_TRY(ListeningSocket socket, ListeningSocket::adopt(std::move(listening)));
+  MD_CHECK(add_listener(std::move(socket)));
+  listeners_.back()->takes_path = owns_path;
+  return {};
+}
+
+Result<std::vector<ControlServer::SharedSocket>> ControlServer::share_sockets() const {
+  std::vector<SharedSocket> out;
+  for (const auto& listener : listeners_) {
+    UniqueFd fd(::fcntl(listener->socket.fd(), F_DUPFD_CLOEXEC, 0));
+    if (!fd) return Error::from_errno("hand the control socket over");
+    out.push_back({std::move(fd), listener->socket.owns_path()});
+  }
+  return out;
+}
+
+void ControlServer::hold() { held_ = true; }
+
+void ControlServer::resume() {
+  held_ = false;
+  for (auto& listener : listeners_) {
+    if (std::exchange(listener->takes_path, false)) listener->socket.own_path();
+  }
+  arm_all();
+  for (Waiting& one : std::exchange(waiting_, {})) {
+    if (const auto session = one.session.lock()) run(*session, std::move(one.command));
+  }
+}
+
+void ControlServer::give_up_sockets() {
+  state_.quitting = true;
+  accept_timer_->cancel();
+  // Their descriptors may still be named by sessions; nobody is let in by them.
+  for (auto& listener : listeners_) {
+    listener->watch.reset();
+    listener->socket.disown_path();
+  }
+  waiting_.clear();
+}
+
 Result<void> ControlServer::add_listener(ListeningSocket socket) {
   auto listener = std::make_unique<Listener>(std::move(socket), state_.fd_sets);
   listener->watch = loop_.watch(listener->socket.fd());
@@ -72,6 +114,7 @@ void ControlServer::pause_accepting(std::chrono::milliseconds time) {
 
 // One per call of the loop, so that a flood of connections leaves turns to the clients that are there.
 void ControlServer::accept_one(Listener& listener) {
+  if (held_) return;  // resume() arms it again
   if (!has_room()) return pause_accepting(accept_pause);
   auto client = listener.socket.accept();
   if (!client) {
@@ -112,6 +155,7 @@ void ControlServer::run(Session& session, qmp::RunCommand command) {
 
 void ControlServer::execute(Session& session, const qmp::RunCommand& command) {
   if (state_.quitting) return;  // what was sent behind `quit` is never answered
+  if (held_ && !command.out_of_band) return waiting_.push_back({session.weak_from_this(), command});
   Request request{session.fds(), session.passed()};
   dispatcher_.run(*command.command, command.arguments, request,
                   [weak = session.weak_from_this(), command](const qmp::QmpResult<qmp::OrderedJson>& result) {

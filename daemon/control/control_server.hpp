@@ -41,6 +41,22 @@ class ControlServer final : public SessionHost {
 
   Result<void> listen(const SocketOptions& options);
   Result<void> adopt(UniqueFd listening);
+  // That of a daemon that this one is to replace; between hold() and resume(), which takes the path over too if that
+  // daemon made it (`owns_path`).
+  Result<void> inherit(UniqueFd listening, bool owns_path);
+
+  // --- this daemon is replaced by another (daemon/update) ---------------------------------------------------
+  struct SharedSocket {
+    UniqueFd fd;  // a duplicate
+    bool owns_path;
+  };
+  Result<std::vector<SharedSocket>> share_sockets() const;
+  // Nobody is let in and no command begins: who connects waits in the socket's queue, what is said waits here. Both go
+  // on with resume(), or with another daemon.
+  void hold();
+  void resume();
+  // The sockets are the other daemon's: nobody is let in any more, the paths stay, what waits is dropped.
+  void give_up_sockets();
 
   // For a signal: SHUTDOWN to all clients. The caller then stops the loop.
   void announce_shutdown(qmp::ShutdownCause reason) { events_.shutdown(reason); }
@@ -58,6 +74,7 @@ class ControlServer final : public SessionHost {
     FdRegistry fds;
     std::unique_ptr<FdWatch> watch;
     bool armed = false;
+    bool takes_path = false;  // with resume()
   };
 
   Result<void> add_listener(ListeningSocket socket);
@@ -80,6 +97,12 @@ class ControlServer final : public SessionHost {
   std::vector<std::unique_ptr<Listener>> listeners_;
   std::vector<std::shared_ptr<Session>> sessions_;
   std::unique_ptr<Timer> accept_timer_;
+  bool held_ = false;
+  struct Waiting {
+    std::weak_ptr<Session> session;
+    qmp::RunCommand command;
+  };
+  std::vector<Waiting> waiting_;  // while held; one of each session at most, two with out-of-band execution
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 

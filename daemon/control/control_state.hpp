@@ -10,6 +10,7 @@
 #include "daemon/control/event_bus.hpp"
 #include "daemon/control/fd_registry.hpp"
 #include "daemon/migration/service.hpp"
+#include "protocol/qmp/machine_types.hpp"
 #include "protocol/qmp/types.hpp"
 
 #include <functional>
@@ -19,11 +20,16 @@
 
 namespace migrationd::control {
 
+// Replaces this daemon; `done` is called once, later, on control.
+using UpdateDone = std::function<void(const Result<qmp::UpdateInfo>&)>;
+using UpdateFunction = std::function<void(const qmp::UpdateArgs&, UpdateDone)>;
+
 // Given on the command line.
 struct ControlOptions {
   qmp::VersionInfo version;         // greeting and query-version
   std::optional<std::string> name;  // query-name
   std::optional<std::string> uuid;  // query-uuid; all zero if unset
+  UpdateFunction update = {};       // __org.migrationd_update; empty: refused
 };
 
 struct ControlState {

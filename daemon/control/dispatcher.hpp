@@ -26,6 +26,9 @@ class Dispatcher {
                                            Request& request);
 
  private:
+  void verify(const qmp::Json& arguments, const Done& done);
+  void update(const qmp::Json& arguments, const Done& done);
+
   ControlState& state_;
 };
 

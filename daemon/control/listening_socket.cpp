@@ -140,19 +140,21 @@ Result<ListeningSocket> ListeningSocket::bind(const SocketOptions& options, Sock
   return listening;
 }
 
-Result<ListeningSocket> ListeningSocket::adopt(UniqueFd socket) {
+Result<ListeningSocket> ListeningSocket::adopt(UniqueFd socket, SocketUse use) {
   const auto option = [&](int name) {
     int value = -1;
     socklen_t size = sizeof value;
     return ::getsockopt(socket.get(), SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
   };
-  if (option(SO_ACCEPTCONN) != 1 || option(SO_TYPE) != SOCK_STREAM) {
-    return plan_error(fmt::format("control socket: descriptor {} is not a listening stream socket", socket.get()));
+  const bool stream = use == SocketUse::control;
+  if (option(SO_ACCEPTCONN) != 1 || option(SO_TYPE) != (stream ? SOCK_STREAM : SOCK_SEQPACKET)) {
+    return plan_error(fmt::format("{}: descriptor {} is not a listening {} socket", use_name(use), socket.get(),
+                                  stream ? "stream" : "packet"));
   }
   const int flags = ::fcntl(socket.get(), F_GETFL);
   if (flags < 0 || ::fcntl(socket.get(), F_SETFL, flags | O_NONBLOCK) < 0 ||
       ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC) < 0) {
-    return Error::from_errno("control socket: set flags of the inherited socket");
+    return Error::from_errno(fmt::format("{}: set flags of the inherited socket", use_name(use)));
   }
   sockaddr_un address{};
   socklen_t size = sizeof address;
@@ -162,6 +164,18 @@ Result<ListeningSocket> ListeningSocket::adopt(UniqueFd socket) {
     name = fmt::format("unix:{}", address.sun_path);
   }
   return ListeningSocket(std::move(socket), std::move(name));
+}
+
+void ListeningSocket::own_path() {
+  sockaddr_un address{};
+  socklen_t size = sizeof address;
+  struct stat status {};
+  if (::getsockname(socket_.get(), reinterpret_cast<sockaddr*>(&address), &size) != 0 ||
+      address.sun_family != AF_UNIX || address.sun_path[0] == '\0' || ::stat(address.sun_path, &status) != 0)
+    return;
+  path_ = address.sun_path;
+  device_ = status.st_dev;
+  inode_ = status.st_ino;
 }
 
 ListeningSocket::~ListeningSocket() {

@@ -7,6 +7,9 @@
 // at the same moment are kept apart by a lock on the directory, so that one cannot replace the other's fresh
 // socket. At the end the path is removed only if it is still ours.
 //
+// A daemon that is replaced while it runs (docs/formats/update.md) hands the descriptor over and disowns the path: the
+// socket stays, with whoever waits in its queue, and belongs to the next one.
+//
 // Thread: control (or main before it). Everything is close-on-exec.
 #pragma once
 
@@ -34,7 +37,7 @@ class ListeningSocket {
  public:
   static Result<ListeningSocket> bind(const SocketOptions& options, SocketUse use = SocketUse::control);
   // A listening stream socket made by somebody else (socket activation); its path is theirs to remove.
-  static Result<ListeningSocket> adopt(UniqueFd socket);
+  static Result<ListeningSocket> adopt(UniqueFd socket, SocketUse use = SocketUse::control);
 
   ListeningSocket(ListeningSocket&& other) noexcept = default;
   ListeningSocket& operator=(ListeningSocket&&) = delete;
@@ -43,6 +46,11 @@ class ListeningSocket {
   int fd() const noexcept { return socket_.get(); }
   // "unix:/run/a.sock"; for logs.
   const std::string& name() const noexcept { return name_; }
+  // Whether the path is removed with it.
+  bool owns_path() const noexcept { return !path_.empty(); }
+  // The path is another's to remove, or ours from now on: that of an adopted socket, if it is still there.
+  void disown_path() noexcept { path_.clear(); }
+  void own_path();
   // The next waiting client, or an invalid descriptor when there is none now.
   Result<UniqueFd> accept() const;
 

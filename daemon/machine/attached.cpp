@@ -3,18 +3,33 @@
 
 #include "base/log.hpp"
 #include "daemon/machine/attached_state.hpp"
+#include "daemon/machine/guest_record.hpp"
+#include "daemon/machine/own_descriptors.hpp"
 #include "guest/sealed_state.hpp"
 #include "ram/dirty_log_factory.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 namespace migrationd {
 namespace {
 
 constexpr std::uint32_t first_attached_section = 2;
+// For a guest to answer what is under way when it is handed over. Its own deadline bounds the answer; beyond this it is
+// said to hang, and stays.
+constexpr std::chrono::seconds let_go_wait{5};
+
+// What the standing looks like to the code that makes streams.
+std::vector<guest::AddDevice> standing_device() {
+  guest::AddDevice device;
+  device.id = std::string(standing_section);
+  device.version = standing_version;
+  device.minimum_version = standing_version;
+  return {device};
+}
 
 Bytes undo_by(guest::Type type) { return guest::packet(static_cast<std::uint16_t>(type), 0, guest::Empty{}); }
 
@@ -66,8 +81,7 @@ Result<void> AttachedSpace::forbid_huge_pages(const ram::RamMap&) {
   return {};
 }
 
-// --- the machine
-// ------------------------------------------------------------------------------------------------------
+// --- the machine ----------------------------------------------------------------------------------------------------
 
 AttachedMachine::AttachedMachine(std::shared_ptr<GuestLink> link, RegisteredGuest guest,
                                  std::shared_ptr<ram::GivenBackPages> given_back)
@@ -89,6 +103,15 @@ Result<std::unique_ptr<AttachedMachine>> AttachedMachine::create(std::shared_ptr
   std::unique_ptr<AttachedMachine> machine(
       new AttachedMachine(std::move(link), std::move(guest), std::move(given_back)));
   MD_CHECK(machine->make_log());
+  return machine;
+}
+
+Result<std::unique_ptr<AttachedMachine>> AttachedMachine::expect(std::shared_ptr<GuestLink> link, RegisteredGuest guest,
+                                                                 std::shared_ptr<ram::GivenBackPages> given_back) {
+  MD_TRY(auto machine, create(std::move(link), std::move(guest), std::move(given_back)));
+  machine->running_.store(false, std::memory_order_release);
+  machine->has_state_ = false;
+  machine->silent_ = true;
   return machine;
 }
 
@@ -170,12 +193,63 @@ void AttachedMachine::note_outcome(MachineOutcome what, const std::string& why) 
       notice.what = guest::Outcome::arrived;
       break;
   }
-  if (!link_->lost()) link_->tell(guest::Type::outcome, notice);
+  if (!silent_ && !link_->lost()) link_->tell(guest::Type::outcome, notice);
+}
+
+// --- to another daemon ----------------------------------------------------------------------------------------------
+
+Result<std::vector<cpr::NamedDescriptor>> AttachedMachine::share_descriptors() {
+  MD_TRY(auto out, share_memory(guest_));
+  MD_TRY(UniqueFd connection, link_->share_socket());
+  MD_TRY(UniqueFd registration, guest::make_state(encode_registration(guest_)));
+  out.push_back({std::string(own_descriptors), guest_connection_id, std::move(connection)});
+  out.push_back({std::string(own_descriptors), guest_registration_id, std::move(registration)});
+  return out;
+}
+
+Result<void> AttachedMachine::let_go() {
+  MD_CHECK(link_->let_go(let_go_wait));
+  last_serial_ = link_->last_serial();
+  silent_ = true;
+  return {};
+}
+
+void AttachedMachine::take_up() noexcept {
+  if (!std::exchange(silent_, false)) return;
+  link_->take_up(last_serial_);
+}
+
+Result<DeviceState> AttachedMachine::tell_standing(std::string_view run_state) const {
+  GuestStanding standing;
+  standing.state = is_running() ? guest::GuestState::running : guest::GuestState::paused;
+  standing.last_serial = last_serial_;
+  standing.last_blocker = last_blocker_;
+  standing.blockers = blockers_;
+  guest::StateSection section;
+  section.id = std::string(standing_section);
+  section.version = standing_version;
+  section.body = encode_standing(standing);
+  std::vector<guest::StateSection> sections;
+  sections.push_back(std::move(section));
+  return state_to_stream(std::move(sections), standing_device(), run_state, first_attached_section);
+}
+
+Result<std::optional<std::string>> AttachedMachine::take_standing(DeviceState state) {
+  MD_TRY(const StreamState received, state_from_stream(std::move(state), standing_device()));
+  if (received.sections.size() != 1) return wire_error("the guest's standing did not come");
+  MD_TRY(GuestStanding standing, decode_standing(received.sections.front().body));
+  last_serial_ = standing.last_serial;
+  last_blocker_ = standing.last_blocker;
+  blockers_ = std::move(standing.blockers);
+  has_state_ = true;
+  running_.store(standing.state == guest::GuestState::running, std::memory_order_release);
+  return received.run_state;
 }
 
 // --- devices --------------------------------------------------------------------------------------------------------
 
 Result<DeviceState> AttachedMachine::save_devices(std::string_view run_state) {
+  if (silent_) return tell_standing(run_state);
   if (is_running()) return machine_error("save devices: the guest runs");
   if (!has_state_) return machine_error("save devices: the guest is empty");
   // From here on who works on the machine hears of the guest's death by its answer, or has all it needs.
@@ -197,6 +271,7 @@ Result<DeviceState> AttachedMachine::fetch_state(std::string_view run_state) {
 }
 
 Result<std::optional<std::string>> AttachedMachine::load_devices(DeviceState state) {
+  if (silent_) return take_standing(std::move(state));
   if (is_running()) return machine_error("load devices: the guest runs");
   MD_TRY(const StreamState received, state_from_stream(std::move(state), guest_.devices));
   MD_TRY(const Bytes bytes, guest::encode_state(received.sections));
@@ -232,6 +307,8 @@ Result<void> AttachedMachine::check_may_leave(bool running) const {
 }
 
 Result<void> AttachedMachine::check_may_arrive() const {
+  // Nothing of the guest moves.
+  if (silent_) return {};
   for (const guest::AddDevice& device : guest_.devices) {
     if (device.unmigratable)
       return machine_error(fmt::format("State blocked by non-migratable device '{}'", device.id));

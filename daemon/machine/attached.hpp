@@ -10,6 +10,9 @@
 // Once the devices were saved the guest is not needed any more: memory and state are here, and a guest that dies then
 // takes nothing along (needs_guest()).
 //
+// To another daemon of this host (docs/formats/update.md) it is handed over as it is: the guest runs on and is asked
+// for nothing, its connection, its memory and what it registered go along.
+//
 // Thread: as Machine says; blockers on control. Members that ask the guest block for its deadline at most.
 #pragma once
 
@@ -48,6 +51,11 @@ class AttachedMachine final : public Machine, private ram::BitmapWriter {
   static Result<std::unique_ptr<AttachedMachine>> create(std::shared_ptr<GuestLink> link, RegisteredGuest guest,
                                                          std::shared_ptr<ram::GivenBackPages> given_back);
 
+  // Of a guest that another daemon serves still: empty until load_devices() has brought its standing, and silent until
+  // take_up(). `link`: prepared.
+  static Result<std::unique_ptr<AttachedMachine>> expect(std::shared_ptr<GuestLink> link, RegisteredGuest guest,
+                                                         std::shared_ptr<ram::GivenBackPages> given_back);
+
   MachineKind kind() const noexcept override { return MachineKind::attached; }
   ram::RamMap& ram() noexcept override { return guest_.ram; }
   const MachineConfiguration& configuration() const noexcept override { return configuration_; }
@@ -65,6 +73,11 @@ class AttachedMachine final : public Machine, private ram::BitmapWriter {
   Result<std::optional<std::string>> load_devices(DeviceState state) override;
   Result<nlohmann::json> verify(const StopSource& stop) override;
 
+  Result<std::vector<cpr::NamedDescriptor>> share_descriptors() override;
+  bool goes_on_alone() const noexcept override { return true; }
+  Result<void> let_go() override;
+  void take_up() noexcept override;
+
   Result<void> check_may_leave(bool running) const override;
   Result<void> check_may_arrive() const override;
   std::vector<std::string> blocked_reasons() const override;
@@ -81,6 +94,8 @@ class AttachedMachine final : public Machine, private ram::BitmapWriter {
                   std::shared_ptr<ram::GivenBackPages> given_back);
   Result<void> make_log();
   Result<DeviceState> fetch_state(std::string_view run_state);
+  Result<DeviceState> tell_standing(std::string_view run_state) const;
+  Result<std::optional<std::string>> take_standing(DeviceState state);
   Result<void> log_writes(bool on) override;
   Result<void> settle_writes() override;
   std::optional<std::string> untracked_block() const;
@@ -94,6 +109,9 @@ class AttachedMachine final : public Machine, private ram::BitmapWriter {
   std::atomic<bool> running_;
   std::atomic<bool> saved_{false};
   bool has_state_;  // false: empty, waits for a stream
+  // With another daemon's doing: let go of here, or not yet taken up.
+  bool silent_ = false;
+  std::uint32_t last_serial_ = 0;  // of the questions of the daemon before
   unsigned throttle_ = 0;
   std::vector<std::pair<std::uint32_t, std::string>> blockers_;  // oldest first
   std::uint32_t last_blocker_ = 0;

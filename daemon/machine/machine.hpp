@@ -101,6 +101,15 @@ class Machine {
   virtual Result<std::vector<cpr::NamedDescriptor>> share_descriptors() {
     return machine_error("this machine's memory cannot be handed to another process");
   }
+  // Its guest is another process, whose connection goes along too: it need not stand still. Then the three members
+  // below take the place of pause() and resume().
+  virtual bool goes_on_alone() const noexcept { return false; }
+  // Nothing of the guest is read or answered here any more, and it is asked for nothing; save_devices() gives what the
+  // next process needs to go on with it. The error leaves all as it was.
+  virtual Result<void> let_go() { return {}; }
+  // Of the machine that let go, or of one that was made to go on with the guest and has loaded its state: the guest is
+  // served here from now on.
+  virtual void take_up() noexcept {}
 
   // --- may it be migrated -------------------------------------------------------------------------------
   // `running`: it runs now. The error is the whole text of the refusal.

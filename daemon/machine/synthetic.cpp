@@ -50,20 +50,19 @@ Result<UniqueFd> open_log(const std::string& path) {
 
 }  // namespace
 
-Result<std::unique_ptr<SyntheticMachine>> SyntheticMachine::create(const SyntheticOptions& options,
-                                                                   SyntheticStart start,
-                                                                   std::optional<stream::Uuid> uuid) {
+Result<std::unique_ptr<SyntheticMachine>> SyntheticMachine::begin(const SyntheticOptions& options) {
   std::unique_ptr<SyntheticMachine> machine(new SyntheticMachine);
   machine->configuration_.machine_name = std::string(synthetic_machine_name);
-  machine->configuration_.uuid = std::move(uuid);
   MD_TRY(machine->instance_, make_instance());
   if (!options.log.empty()) {
     MD_TRY(machine->log_, open_log(options.log));
   }
   if (!options.blocked.empty()) MD_CHECK(machine->blockers_.add(options.blocked));
-  auto made = machine->make_memory(options);
-  if (!made) return std::move(made).error().with("make the synthetic machine");
+  return machine;
+}
 
+// The guest as the options say, without content.
+void SyntheticMachine::settle(const SyntheticOptions& options) {
   synthetic::Devices devices;
   devices.guest.ram_bytes = options.ram;
   devices.guest.page_bytes = static_cast<std::uint32_t>(options.page_size);
@@ -73,9 +72,28 @@ Result<std::unique_ptr<SyntheticMachine>> SyntheticMachine::create(const Synthet
   devices.guest.seed = options.seed;
   devices.guest.threads = options.threads;
   devices.settle();
-  machine->adopt(std::move(devices));
+  adopt(std::move(devices));
+}
+
+Result<std::unique_ptr<SyntheticMachine>> SyntheticMachine::create(const SyntheticOptions& options,
+                                                                   SyntheticStart start,
+                                                                   std::optional<stream::Uuid> uuid) {
+  MD_TRY(auto machine, begin(options));
+  machine->configuration_.uuid = std::move(uuid);
+  auto made = machine->make_memory(options);
+  if (!made) return std::move(made).error().with("make the synthetic machine");
+  machine->settle(options);
   machine->has_guest_ = start == SyntheticStart::filled;
   if (machine->has_guest_) machine->fill();
+  return machine;
+}
+
+Result<std::unique_ptr<SyntheticMachine>> SyntheticMachine::create_over(
+    const SyntheticOptions& options, std::vector<cpr::NamedDescriptor>& descriptors) {
+  MD_TRY(auto machine, begin(options));
+  auto taken = machine->take_memory(options, descriptors);
+  if (!taken) return std::move(taken).error().with("take the synthetic machine over");
+  machine->settle(options);
   return machine;
 }
 
@@ -86,6 +104,28 @@ Result<void> SyntheticMachine::make_memory(const SyntheticOptions& options) {
   if (options.prealloc) MD_CHECK(memory->populate());
   MD_CHECK(ram_.add(std::move(memory)));
   MD_CHECK(ram_.add(std::move(rom)));
+  return watch_memory(options);
+}
+
+Result<void> SyntheticMachine::take_memory(const SyntheticOptions& options,
+                                           std::vector<cpr::NamedDescriptor>& descriptors) {
+  page_size_ = options.page_size;
+  const auto take = [&](std::string_view name, std::uint64_t length, std::size_t page) -> Result<void> {
+    const auto found = std::find_if(descriptors.begin(), descriptors.end(),
+                                    [&](const auto& entry) { return entry.name == name && entry.id == 0; });
+    if (found == descriptors.end()) return machine_error(fmt::format("block '{}' was not handed over", name));
+    UniqueFd fd = std::move(found->fd);
+    descriptors.erase(found);
+    auto block = ram::RamBlock::adopt(std::string(name), std::move(fd), length, page);
+    if (!block) return std::move(block).error().with(fmt::format("block '{}'", name));
+    return ram_.add(std::move(*block));
+  };
+  MD_CHECK(take(synthetic_ram_name, options.ram, options.page_size));
+  MD_CHECK(take(synthetic_rom_name, synthetic_rom_bytes, ram::page_size));
+  return watch_memory(options);
+}
+
+Result<void> SyntheticMachine::watch_memory(const SyntheticOptions& options) {
   for (std::size_t i = 0; i < ram_.size(); ++i) {
     MD_TRY(auto view, ram::Mapping::of_fd(ram_.at(i).fd(), ram_.at(i).length()));
     views_.push_back(std::move(view));
@@ -93,6 +133,16 @@ Result<void> SyntheticMachine::make_memory(const SyntheticOptions& options) {
   space_ = std::make_unique<ram::LocalSpace>(std::span<const ram::Mapping>(views_));
   MD_TRY(dirty_log_, ram::make_dirty_log(ram_, *space_, options.dirty_log));
   return {};
+}
+
+Result<std::vector<cpr::NamedDescriptor>> SyntheticMachine::share_descriptors() {
+  std::vector<cpr::NamedDescriptor> out;
+  for (std::size_t i = ram_.size(); i-- > 0;) {
+    UniqueFd copy(::fcntl(ram_.at(i).fd(), F_DUPFD_CLOEXEC, 0));
+    if (!copy) return Error::from_errno(fmt::format("hand the memory of block '{}' over", ram_.at(i).name()));
+    out.push_back({ram_.at(i).name(), 0, std::move(copy)});
+  }
+  return out;
 }
 
 GuestShape SyntheticMachine::shape() const {

@@ -41,6 +41,11 @@ class SyntheticMachine final : public Machine {
   static Result<std::unique_ptr<SyntheticMachine>> create(const SyntheticOptions& options, SyntheticStart start,
                                                           std::optional<stream::Uuid> uuid = std::nullopt);
 
+  // Over the memory that another process of this host handed over; its devices come with the stream. Takes the memory
+  // out of `descriptors`.
+  static Result<std::unique_ptr<SyntheticMachine>> create_over(const SyntheticOptions& options,
+                                                               std::vector<cpr::NamedDescriptor>& descriptors);
+
   MachineKind kind() const noexcept override { return MachineKind::synthetic; }
   ram::RamMap& ram() noexcept override { return ram_; }
   const MachineConfiguration& configuration() const noexcept override { return configuration_; }
@@ -53,6 +58,8 @@ class SyntheticMachine final : public Machine {
   ram::GuestSpace* guest_space() noexcept override { return space_.get(); }
   std::size_t vcpus() const noexcept override { return devices_.guest.threads; }
   ram::DirtyLog* dirty_log() noexcept override { return dirty_log_.get(); }
+
+  Result<std::vector<cpr::NamedDescriptor>> share_descriptors() override;
 
   std::vector<std::string> blocked_reasons() const override;
   Result<void> check_may_leave(bool running) const override;
@@ -69,7 +76,11 @@ class SyntheticMachine final : public Machine {
  private:
   SyntheticMachine() = default;
 
+  static Result<std::unique_ptr<SyntheticMachine>> begin(const SyntheticOptions& options);
+  void settle(const SyntheticOptions& options);
   Result<void> make_memory(const SyntheticOptions& options);
+  Result<void> take_memory(const SyntheticOptions& options, std::vector<cpr::NamedDescriptor>& descriptors);
+  Result<void> watch_memory(const SyntheticOptions& options);
   void fill();
   void adopt(synthetic::Devices devices);
   void take_counters();

@@ -194,9 +194,11 @@ Result<void> DaemonService::start_outgoing(const transports::Address& address, S
     return machine_error("No guest is attached to this daemon: there is no machine to migrate");
   }
   MD_CHECK(run_control_.check_may_migrate());
-  MD_CHECK(machine_->check_may_leave(run_control_.state() == qmp::RunState::running));
+  // What goes on alone does not leave.
+  if (!plan.by_descriptors || !machine_->goes_on_alone())
+    MD_CHECK(machine_->check_may_leave(run_control_.state() == qmp::RunState::running));
   MD_CHECK(check_resumable(plan));
-  if (plan.stopped_from_start) MD_CHECK(check_cpr_conflicts(capabilities_));
+  if (plan.stopped_from_start && !plan.to_successor) MD_CHECK(check_cpr_conflicts(capabilities_));
   MD_TRY(auto run, new_run());
   MD_TRY(run->postcopy, PostcopyControl::make());
 
@@ -366,7 +368,9 @@ void DaemonService::finish_incoming(Run& run) {
     cpr_.reset();
     origin_ = last_peer_;
     listening_.clear();
-    return take_status(MigrationStatus::completed);
+    take_status(MigrationStatus::completed);
+    if (options_.arrived) options_.arrived();
+    return;
   }
   const Error& error = outcome.result.error();
   if (cpr_) rearm_cpr();
@@ -400,6 +404,7 @@ void DaemonService::finish_run(std::uint64_t id) {
   const std::unique_ptr<Run> run = std::move(run_);
   if (run->source) {
     finish_outgoing(*run);
+    if (run->done) run->done(run->source_outcome->result);
   } else {
     finish_incoming(*run);
   }

@@ -42,8 +42,19 @@ struct ServiceOptions {
   std::vector<unsigned> worker_cpus;  // --worker-cpus
   // Called on control when an incoming migration failed whose exit-on-error was true.
   std::function<void()> exit_on_error;
+  // Called on control when a machine that came by take_over() is here and served.
+  std::function<void()> arrived;
   // Called on control when the status changed; for the service manager's status line.
   std::function<void(const std::string&)> status_text;
+};
+
+// This daemon's machine to the process that goes on in its place (daemon/update).
+struct HandOver {
+  UniqueFd cpr;   // connected to the new process
+  UniqueFd main;  // our end of the main channel; its own is among `extra`
+  std::vector<cpr::NamedDescriptor> extra;
+  std::function<void()> revoke;                   // CprHandOver::revoke
+  std::function<void(const Result<void>&)> done;  // control: the new process is the daemon, or this one goes on
 };
 
 class DaemonService final : public MigrationService, public GuestKeeper, private CprListener {
@@ -62,6 +73,21 @@ class DaemonService final : public MigrationService, public GuestKeeper, private
                               transports::FdSource& fds);
   // migrate, by cpr-transfer whatever the parameter `mode` says, over a socket that is connected already.
   Result<void> migrate_by_cpr(CprHandOver hand_over, const transports::Address& main, transports::FdSource& fds);
+
+  // --- this daemon is replaced by another, or replaces one (daemon/update, daemon_service_update.cpp)
+  // ------------------ What would go along; nothing: there is no machine. The error says why it cannot go now.
+  Result<std::optional<MachineKind>> check_hand_over() const;
+  // `done` is called unless this fails at once. No other migration starts meanwhile.
+  Result<void> hand_over(HandOver to);
+  // Ends one that takes too long: `done` is called.
+  void abandon_hand_over();
+  const std::string& origin() const noexcept { return origin_; }
+  // The other side: the machine comes with these descriptors and by `main`; closing `cpr` says that we are ready. A
+  // failure is ServiceOptions::exit_on_error, the end ServiceOptions::arrived.
+  Result<void> take_over(UniqueFd cpr, UniqueFd main, std::vector<cpr::NamedDescriptor> descriptors);
+  // What the daemon before was told, and where its machine came from.
+  void inherit(const qmp::Capabilities& capabilities, const qmp::MigrationParameters& parameters, std::string origin);
+
   Result<void> guest_ready(std::unique_ptr<Machine> machine, guest::GuestState state) override;
   void guest_gone(const Error& why, std::function<void()> dropped) override;
   Result<void> check_guest_idle() const override { return check_idle(); }
@@ -128,6 +154,7 @@ class DaemonService final : public MigrationService, public GuestKeeper, private
                               const std::function<Result<CprHandOver>()>& hand_over, transports::FdSource& fds);
   Result<void> start_incoming(const transports::Address& address, bool exit_on_error, transports::FdSource& fds,
                               std::vector<cpr::NamedDescriptor>* descriptors);
+  Result<void> hand_over_nothing(HandOver to);
   Result<std::unique_ptr<Run>> new_run();
   void start_status(Direction direction);
   void fail_at_once(const Error& error);
@@ -179,5 +206,8 @@ class DaemonService final : public MigrationService, public GuestKeeper, private
   // verify-machine or calc-dirty-rate at work; no migration starts meanwhile.
   std::unique_ptr<Worker> worker_;
 };
+
+// The word of a new process that has taken over where there is no stream: that of a stream's destination.
+Result<void> say_taken_over(int main);
 
 }  // namespace migrationd::migration

@@ -469,9 +469,15 @@ Result<void> MigrationDestination::answer() {
   if (stop_.requested()) return cancelled_error();
   if (return_path_open_) {
     auto told = tell_source(stream::reply::Shut{0});
+    // Memory that came by descriptor is the old process's still: without our word it goes on with it.
+    if (!told && plan_.memory_is_here) return std::move(told).error().with("tell the old process");
     if (!told) log::warning(fmt::format("the source could not be told of the success: {}", told.error().text()));
   }
   run_control_.incoming_loaded(*machine_, received_state_);
+  if (plan_.memory_is_here && machine_->goes_on_alone()) {
+    machine_->take_up();
+    return {};
+  }
   machine_->note_outcome(MachineOutcome::arrived, "migrated here");
   return {};
 }

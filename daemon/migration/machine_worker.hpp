@@ -19,6 +19,8 @@ class DaemonService::Worker {
   using Finish = std::function<void()>;
   static Result<std::unique_ptr<Worker>> start(DaemonService& service, std::function<Finish(StopSource&)> work);
   ~Worker();
+  // Ends the work soon; its result is still called.
+  void request_stop() noexcept { stop_->request(); }
 
  private:
   explicit Worker(std::unique_ptr<StopSource> stop) noexcept : stop_(std::move(stop)) {}

@@ -59,6 +59,9 @@ struct SourcePlan {
   bool ignore_shared = false;
   // Both kinds of cpr: the guest stands still before the first byte of the stream.
   bool stopped_from_start = false;
+  // cpr-transfer to a process that goes on as this daemon (daemon/update): what the user has set for migrations is none
+  // of its business.
+  bool to_successor = false;
   std::optional<MappedPlan> mapped;
   // Ask the destination to answer. Off for one-way transports whatever the capability says: nobody could answer,
   // and QEMU hangs there in `device` (qmp.md 11).

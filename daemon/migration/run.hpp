@@ -60,6 +60,7 @@ struct DaemonService::Run {
   std::shared_ptr<Progress> progress;
   PostingEvents events;
   bool exit_on_error = false;
+  std::function<void(const Result<void>&)> done;  // of a hand-over; control
   std::unique_ptr<MigrationSource> source;
   std::unique_ptr<MigrationDestination> destination;
   // Written by the mover before its last message.

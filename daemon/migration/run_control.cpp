@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/migration/run_control.hpp"
 
+#include <utility>
+
 namespace migrationd::migration {
 
 using qmp::RunState;
@@ -38,6 +40,7 @@ Result<bool> RunControl::stop() {
     start_when_loaded_ = false;
     return false;
   }
+  if (passing_) return machine_error("The machine is being handed over to another daemon");
   if (state_ == RunState::finish_migrate && state_before_ == RunState::running) {
     // It stands still already, and its STOP was told. It stays so wherever it ends up: here, or with the peer if its
     // state has not been written yet.
@@ -105,13 +108,18 @@ Result<void> RunControl::check_may_migrate() const {
   return {};
 }
 
-Result<bool> RunControl::begin_switchover() {
+Result<bool> RunControl::begin_switchover(bool passing) {
   const std::lock_guard lock(mutex_);
   state_before_ = state_;
   const bool ran = state_ == RunState::running;
-  if (ran) MD_CHECK(machine_->pause());
+  if (passing) {
+    MD_CHECK(machine_->let_go());
+  } else if (ran) {
+    MD_CHECK(machine_->pause());
+  }
+  passing_ = passing;
   state_ = RunState::finish_migrate;
-  return ran;
+  return ran && !passing;
 }
 
 std::string RunControl::outgoing_state_name() const {
@@ -123,6 +131,11 @@ Result<bool> RunControl::abort_switchover() {
   const std::lock_guard lock(mutex_);
   if (state_ != RunState::finish_migrate) return false;
   ownership_ = Ownership::ours;
+  if (std::exchange(passing_, false)) {
+    machine_->take_up();
+    state_ = state_before_;
+    return false;
+  }
   // Paused until the guest really runs: query-status does not claim more than is so.
   state_ = state_before_ == RunState::running ? RunState::paused : state_before_;
   if (state_before_ != RunState::running) return false;
@@ -138,6 +151,7 @@ void RunControl::leave_by_postcopy() {
 
 void RunControl::finish_switchover(Ownership ownership) {
   const std::lock_guard lock(mutex_);
+  passing_ = false;
   ownership_ = ownership;
   // "unknown" is not postmigrate: nobody said that the machine left. It is paused, and says why.
   state_ = ownership == Ownership::unknown ? RunState::paused : RunState::postmigrate;

@@ -55,8 +55,9 @@ class RunControl {
   // --- mover, source ----------------------------------------------------------------------------------------
   // May this machine leave? QEMU's texts for inmigrate and postmigrate.
   Result<void> check_may_migrate() const;
-  // Stops the machine for the switchover: finish-migrate. True: it ran (STOP is to be emitted).
-  Result<bool> begin_switchover();
+  // Stops the machine for the switchover: finish-migrate. True: it ran (STOP is to be emitted). `passing`: its guest
+  // goes on alone (Machine::let_go), and nothing is to be emitted.
+  Result<bool> begin_switchover(bool passing = false);
   // The name for the globalstate section of the stream: what the next holder shall do.
   std::string outgoing_state_name() const;
   // The package of a postcopy is out: the machine is the peer's, though its memory is still here. State stays
@@ -87,6 +88,7 @@ class RunControl {
   std::atomic<Ownership> ownership_{Ownership::none};
   bool start_when_loaded_;
   bool held_ = false;
+  bool passing_ = false;  // since begin_switchover: the machine was let go of
   // What abort_switchover restores.
   qmp::RunState state_before_ = qmp::RunState::prelaunch;
   // The name for the next stream: a received one is kept verbatim until `stop` or `cont` says otherwise.

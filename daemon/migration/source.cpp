@@ -9,6 +9,7 @@
 #include "protocol/stream/commands.hpp"
 #include "protocol/stream/configuration.hpp"
 #include "protocol/stream/header.hpp"
+#include "protocol/stream/return_path.hpp"
 #include "protocol/stream/sections.hpp"
 #include "ram/sink_mapped.hpp"
 #include "ram/sink_multifd.hpp"
@@ -17,8 +18,10 @@
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 #include <iterator>
 #include <utility>
 #include <vector>
@@ -27,6 +30,16 @@ namespace migrationd::migration {
 namespace {
 
 using qmp::MigrationStatus;
+
+// Who reads the return path ends with the stop; the last word may still be in the socket.
+bool has_unread_success(const transports::Channel& channel) {
+  ByteWriter expected;
+  stream::encode_return_message(expected, stream::reply::Shut{0});
+  std::array<std::byte, 64> unread{};
+  const ssize_t count = ::recv(channel.readable_fd(), unread.data(), unread.size(), MSG_PEEK | MSG_DONTWAIT);
+  const ByteView wanted = expected.view();
+  return count >= static_cast<ssize_t>(wanted.size()) && std::equal(wanted.begin(), wanted.end(), unread.begin());
+}
 
 // The first PING of a stream; the value is only echoed (stream.md section 8).
 constexpr std::uint32_t ping_after_open = 1;
@@ -307,7 +320,7 @@ Result<void> MigrationSource::go_by_postcopy() {
 
 Result<void> MigrationSource::stop_machine() {
   stopped_at_ = Clock::now();
-  MD_TRY(const bool ran, run_control_.begin_switchover());
+  MD_TRY(const bool ran, run_control_.begin_switchover(passes_guest()));
   point_ = Point::stopped;
   if (ran) events_.guest_stopped();
   return {};
@@ -386,8 +399,25 @@ Result<void> MigrationSource::prefer_peers_word(Result<void> result) {
   return result;
 }
 
+// A guest that another daemon goes on with, or would have, has noticed nothing.
+void MigrationSource::tell_guest(MachineOutcome what, const std::string& why) noexcept {
+  if (!passes_guest()) machine_.note_outcome(what, why);
+}
+
+// True: the new process is gone, and the machine is as it was. Its word may have come while it was being ended; only a
+// guest that runs within the process may have written its memory since.
+bool MigrationSource::revoke() {
+  if (!revoke_) return false;
+  revoke_();
+  const bool answered =
+      (return_path_ && return_path_->answer() == PeerAnswer::success) || (channel_ && has_unread_success(*channel_));
+  auto* const space = machine_.guest_space();
+  return !answered || space == nullptr || !space->is_here();
+}
+
 SourceOutcome MigrationSource::settle(Result<void> result) {
   result = prefer_peers_word(std::move(result));
+  const bool revoked = !result && revoke();
   const bool into_file = target_.is_file();
   const bool peer_refused = return_path_ && return_path_->answer() == PeerAnswer::failure;
   SourceOutcome outcome{std::move(result), Ownership::ours, false};
@@ -418,17 +448,16 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
   } else if (outcome.result) {
     outcome.ownership = into_file ? Ownership::ours : Ownership::handed_over;
     run_control_.finish_switchover(outcome.ownership);
-    machine_.note_outcome(into_file ? MachineOutcome::stays : MachineOutcome::left,
-                          into_file ? "saved to a file; it rests here" : "migrated");
-  } else if (point_ == Point::eof_tried && !into_file && !peer_refused) {
+    tell_guest(into_file ? MachineOutcome::stays : MachineOutcome::left,
+               into_file ? "saved to a file; it rests here" : "migrated");
+  } else if (point_ == Point::eof_tried && !into_file && !peer_refused && !revoked) {
     outcome.ownership = Ownership::unknown;
     run_control_.finish_switchover(outcome.ownership);
     outcome.result =
         Error(ErrorKind::peer, "outcome unknown: the last byte was written but no answer came (" +
                                    outcome.result.error().text() +
                                    "); the peer may run the machine. It stays stopped here; 'cont' makes it run here");
-  } else if (machine_.note_outcome(MachineOutcome::stays, outcome.result.error().text());
-             point_ != Point::before_stop) {
+  } else if (tell_guest(MachineOutcome::stays, outcome.result.error().text()); point_ != Point::before_stop) {
     auto resumed = run_control_.abort_switchover();
     outcome.resumed = resumed && *resumed;
     if (!resumed) log::error("the guest could not be started again: {}", resumed.error().text());

@@ -13,6 +13,8 @@
 //   EOF written, no return     the peer's; nothing more can be known. (The write failed: unknown, as above)
 //     path
 //   into a file                ours in any case
+//   no answer, and the new     ours, runs again: nobody else can have it (CprHandOver::revoke)
+//     process was ended
 //   postcopy: package tried    the peer's, whatever comes (postcopy_source.hpp)
 //
 // By cpr (docs/formats/cpr.md) the machine stands still before the first byte of the stream, and nothing is iterated.
@@ -43,6 +45,7 @@
 #include "transports/buffered.hpp"
 #include "transports/connect.hpp"
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -62,6 +65,9 @@ class PrecopySender;
 struct CprHandOver {
   UniqueFd socket;                            // connected to the new process
   std::vector<cpr::NamedDescriptor> extra{};  // behind the machine's own
+  // Ends the new process for good, before a machine that could not be handed over goes on here. Without it nobody knows
+  // whether a new process that did not answer has the machine. On the mover.
+  std::function<void()> revoke{};
 };
 
 struct SourceOutcome {
@@ -81,7 +87,10 @@ class MigrationSource {
   ~MigrationSource();
 
   // Before run(), of a plan by_descriptors.
-  void hand_over_by(CprHandOver hand_over) { cpr_ = std::move(hand_over); }
+  void hand_over_by(CprHandOver hand_over) {
+    revoke_ = std::move(hand_over.revoke);
+    cpr_ = std::move(hand_over);
+  }
 
   SourceOutcome run();
 
@@ -114,6 +123,10 @@ class MigrationSource {
 
   SourceOutcome settle(Result<void> result);
   Result<void> prefer_peers_word(Result<void> result);
+  bool revoke();
+  // A guest that is another process, and goes to another daemon of this host.
+  bool passes_guest() const noexcept { return plan_.by_descriptors && machine_.goes_on_alone(); }
+  void tell_guest(MachineOutcome what, const std::string& why) noexcept;
 
   SourcePlan plan_;
   transports::OutgoingTarget target_;
@@ -127,6 +140,7 @@ class MigrationSource {
   Gate& continue_gate_;
   PostcopyControl& postcopy_control_;
   std::optional<CprHandOver> cpr_;
+  std::function<void()> revoke_;
 
   Clock::time_point started_ = Clock::now();
   Clock::time_point stopped_at_{};

@@ -181,6 +181,8 @@ struct VerifyMachine : Command<"__org.migrationd_verify-machine", Empty, Any, "m
   "Checks the memory pattern of a synthetic machine and says which page is wrong."> {};
 struct QueryMachine : Command<"__org.migrationd_query-machine", Empty, MachineInfo, "migrationd 0.1",
   "Kind, origin, blocks and devices of the machine, and whose it is."> {};
+struct Update : Command<"__org.migrationd_update", UpdateArgs, UpdateInfo, "migrationd 0.1",
+  "Replaces the daemon by a new process of its program, which goes on with machine, settings and sockets."> {};
 // clang-format on
 
 }  // namespace cmd
@@ -201,7 +203,7 @@ using AllCommands = CommandTable<
     cmd::SystemReset, cmd::SystemPowerdown, cmd::SystemWakeup, cmd::QueryName, cmd::QueryUuid, cmd::QueryKvm,
     cmd::QueryTarget, cmd::QueryCurrentMachine, cmd::QueryBlock, cmd::QueryNamedBlockNodes, cmd::BlockdevSetActive,
     cmd::QueryChardev, cmd::QueryIothreads, cmd::QueryHotpluggableCpus, cmd::QueryCpusFast, cmd::QomList, cmd::QomGet,
-    cmd::ObjectAdd, cmd::ObjectDel, cmd::VerifyMachine, cmd::QueryMachine>;
+    cmd::ObjectAdd, cmd::ObjectDel, cmd::VerifyMachine, cmd::QueryMachine, cmd::Update>;
 
 // qmp_capabilities changes the session itself, so the session machine answers it; everything else has a handler.
 template <class C>

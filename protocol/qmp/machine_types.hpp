@@ -271,4 +271,34 @@ struct MachineInfo {
   }
 };
 
+// The daemon itself is replaced by another program, with its machine and its sockets.
+struct UpdateArgs {
+  std::optional<std::string> binary;
+  std::optional<std::uint32_t> timeout;
+  static constexpr std::string_view type_name = "__org.migrationd_UpdateArguments";
+  static constexpr auto members() {
+    return std::make_tuple(
+        opt("binary", &UpdateArgs::binary,
+            "the program to go on with; absent: what stands now where this daemon's was started from. "
+            "Refused with --allow-exec=off"),
+        opt("timeout", &UpdateArgs::timeout,
+            "ms until the new daemon has taken over; afterwards it is ended and this one goes on "
+            "(default 30000)"));
+  }
+};
+
+struct UpdateInfo {
+  std::int64_t pid = 0;
+  std::string program;
+  std::string machine;  // "none", "parked", "synthetic", "attached"
+  std::uint64_t milliseconds = 0;
+  static constexpr std::string_view type_name = "__org.migrationd_UpdateInfo";
+  static constexpr auto members() {
+    return std::make_tuple(req("pid", &UpdateInfo::pid, "of the new daemon"),
+                           req("program", &UpdateInfo::program, "that was started"),
+                           req("machine", &UpdateInfo::machine, "what went along: none, parked, synthetic or attached"),
+                           req("milliseconds", &UpdateInfo::milliseconds, "from the command to the hand-over"));
+  }
+};
+
 }  // namespace migrationd::qmp

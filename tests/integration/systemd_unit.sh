@@ -183,6 +183,31 @@ if ctl "$from" migrate "exec:cat >/dev/null" 2>"$scratch/refusal"; then
 fi
 grep 'switched off' "$scratch/refusal"
 
+echo "== a live update"
+main_process() { systemctl show -p MainPID --value "migrationd@$from.service"; }
+replaced() {
+  local before
+  before=$(main_process)
+  ctl "$from" update
+  [ "$(main_process)" != "$before" ] || { echo "the unit's main process is still the old one"; exit 1; }
+  systemctl is-active --quiet "migrationd@$from.service"
+}
+# A new program where the old one was: another file, as a package's is.
+install -m 755 "$migrationd" /run/migrationd-test-bin/migrationd
+replaced
+replaced
+echo "== a live update to a program that does not start"
+before=$(main_process)
+printf '#!/bin/sh\nexit 3\n' >"$scratch/broken"
+install -m 755 "$scratch/broken" /run/migrationd-test-bin/migrationd
+status=0
+ctl "$from" update 2>"$scratch/refusal" || status=$?
+[ "$status" = 4 ] || { echo "update ended with status $status"; cat "$scratch/refusal"; exit 1; }
+grep 'it ended by itself' "$scratch/refusal"
+[ "$(main_process)" = "$before" ]
+install -m 755 "$migrationd" /run/migrationd-test-bin/migrationd
+ctl "$from" status
+
 echo "== a migration"
 ctl "$to" incoming "unix:/run/migrationd/$to/stream.sock"
 ctl "$from" migrate "unix:/run/migrationd/$to/stream.sock"
@@ -192,6 +217,11 @@ echo "== a clean end"
 systemctl stop "migrationd@$from.socket" "migrationd@$to.socket" "migrationd@$from.service" "migrationd@$to.service"
 for name in "$from" "$to"; do
   result=$(systemctl show -p Result --value "migrationd@$name.service")
-  [ "$result" = success ] || { echo "migrationd@$name ended with '$result'"; exit 1; }
+  [ "$result" = success ] || {
+    echo "migrationd@$name ended with '$result'"
+    systemctl show -p ExecMainPID,ExecMainCode,ExecMainStatus "migrationd@$name.service"
+    systemctl status --no-pager --lines=40 "migrationd@$name.service" || true
+    exit 1
+  }
 done
 echo "OK"

@@ -44,6 +44,8 @@ LINES = [
     Line("rdma", "over soft-RoCE in an emulated guest: each promise of the link, daemons of 16 to 256 MiB, both QEMUs, hostile peers, counts",
          "tests/rdma/run", 60),
     Line("guests", "the example guests under migration, a hundred times each way", "tests/guest/run --rounds 100", 30),
+    Line("update", "the daemon replaced twenty times under a cache that serves",
+         "tests/guest/run --filter cache-update --updates 20", 15),
     Line("kvm", "a guest on /dev/kvm between two hosts, a hundred times by precopy and by postcopy",
          "tests/guest/kvm.py --rounds 100", 30),
     Line("bench", "precopy beside QEMU 10 to 10 with the same memory in the same run",

@@ -19,7 +19,7 @@ enum ExitCode : int {
   exit_refused = 1,      // the daemon refused, or a check found something wrong
   exit_usage = 2,        // wrong arguments
   exit_unreachable = 3,  // no daemon, or the connection broke
-  exit_failed = 4,       // the migration failed; cancel: it was not cancelled
+  exit_failed = 4,       // the migration failed; cancel: it was not cancelled; update: the old daemon goes on
   exit_cancelled = 5,    // the migration was cancelled
   exit_needs_force = 6,  // too dangerous without --force
   exit_missing = 7,      // doctor: something that is needed is missing
@@ -84,6 +84,12 @@ struct CompareOptions {
   std::string only;  // "old-in-new", "new-in-old"; empty: both
 };
 Result<int> compare_devices(const Output& output, const CompareOptions& options);
+// The daemon replaced by a new process of its program, with its machine and its sockets.
+struct UpdateOptions {
+  std::string binary;    // empty: what stands where the daemon's program was started from
+  unsigned timeout = 0;  // seconds; 0: the daemon's own bound
+};
+Result<int> update(QmpClient& client, const Output& output, const UpdateOptions& options);
 Result<int> raw(QmpClient& client, const std::string& command, const std::string& arguments);
 int doctor(const Output& output);
 

@@ -31,6 +31,7 @@ struct Options {
   InspectOptions inspect;
   ConvertOptions convert;
   CompareOptions compare;
+  UpdateOptions update;
   std::string uri;
   bool wait = false;
   bool force = false;
@@ -114,6 +115,12 @@ void add_commands(CLI::App& app, Options& options, Action& action) {
           [](QmpClient& client, const Options& o) { return cancel(client, o.output); });
   command("verify-machine", "check the memory of a synthetic machine",
           [](QmpClient& client, const Options& o) { return verify_machine(client, o.output); });
+  sub = command("update", "replace the daemon by a new process of its program, under its running machine",
+                [](QmpClient& client, const Options& o) { return update(client, o.output, o.update); });
+  sub->add_option("--binary", options.update.binary,
+                  "go on with this program (else: what stands now where the daemon's was started from)");
+  sub->add_option("--timeout", options.update.timeout, "seconds until the new daemon has taken over; 30 unless given")
+      ->check(CLI::Range(1, 3600));
   sub = command("qmp", "send one QMP command and print what it returns",
                 [](QmpClient& client, const Options& o) { return raw(client, o.command, o.arguments); });
   sub->add_option("COMMAND", options.command, "its name")->required();

@@ -34,6 +34,7 @@ Result<QmpClient> QmpClient::connect(const std::string& path) {
   if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
     return unreachable(path, errno);
   QmpClient client(std::move(socket));
+  client.path_ = path;
   MD_TRY(const Json greeting, client.receive());
   if (!greeting.contains("QMP"))
     return Error(ErrorKind::io, fmt::format("{} does not speak QMP", printable(path, 256)));

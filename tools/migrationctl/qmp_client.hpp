@@ -21,6 +21,8 @@ class QmpClient {
   // The command's "return". An error reply is ErrorKind::peer with the daemon's text; anything else that goes
   // wrong is ErrorKind::io. Events that come meanwhile are dropped.
   Result<Json> execute(std::string_view command, Json arguments = Json::object());
+  // Where it was connected to.
+  const std::string& path() const noexcept { return path_; }
 
  private:
   explicit QmpClient(UniqueFd socket) : socket_(std::move(socket)) {}
@@ -28,6 +30,7 @@ class QmpClient {
   Result<Json> receive();
 
   UniqueFd socket_;
+  std::string path_;
   std::string input_;
 };
 

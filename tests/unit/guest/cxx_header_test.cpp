@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The C++ header: tables of the VMState library as they are, callbacks as functions, exceptions as refusals.
-#include "guest/sealed_state.hpp"
 #include "guest/migrationd_guest.hpp"
+#include "guest/sealed_state.hpp"
 #include "tests/unit/guest/recorder.hpp"
 
 #include <atomic>
