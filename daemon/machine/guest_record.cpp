@@ -49,6 +49,8 @@ Result<RegisteredGuest> replay(ByteReader& in, std::vector<cpr::NamedDescriptor>
   while (true) {
     MD_TRY(const RecordedPacket packet, take_packet(in));
     if (packet.type == guest::Type::ready) return registration.ready(packet.body);
+    // Memory that is only now to be made is none that the guest has.
+    if (packet.type == guest::Type::new_block) return wire_error("NEW_BLOCK in a registration");
     std::vector<UniqueFd> fds;
     if (packet.type == guest::Type::add_block) {
       MD_TRY(const auto block, guest::decode<guest::AddBlock>(packet.body));

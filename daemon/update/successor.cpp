@@ -17,14 +17,11 @@
 namespace migrationd::update {
 namespace {
 
-// One that failed has closed its channel a moment before it ends: whether it did so by itself is worth this wait.
-constexpr std::chrono::milliseconds own_end_wait{100};
-
-bool has_ended(int handle, int wait_ms) noexcept {
+bool has_ended(int handle, std::chrono::milliseconds wait) noexcept {
   pollfd watched{handle, POLLIN, 0};
   int ready = -1;
   do {
-    ready = ::poll(&watched, 1, wait_ms);
+    ready = ::poll(&watched, 1, static_cast<int>(wait.count()));
   } while (ready < 0 && errno == EINTR);
   return ready > 0;
 }
@@ -73,14 +70,14 @@ Result<std::unique_ptr<Successor>> Successor::start(const std::string& program, 
   return started;
 }
 
-Successor::~Successor() { end(); }
+Successor::~Successor() { end({}); }
 
-bool Successor::end() noexcept {
+bool Successor::end(std::chrono::milliseconds wait) noexcept {
   const std::lock_guard lock(mutex_);
   if (!std::exchange(ours_, false)) return false;
-  if (has_ended(handle_.get(), static_cast<int>(own_end_wait.count()))) return true;
+  if (has_ended(handle_.get(), wait)) return true;
   ::syscall(SYS_pidfd_send_signal, handle_.get(), SIGKILL, nullptr, 0);
-  has_ended(handle_.get(), -1);
+  has_ended(handle_.get(), std::chrono::milliseconds(-1));
   return false;
 }
 

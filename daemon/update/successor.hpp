@@ -15,6 +15,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -34,8 +35,8 @@ class Successor {
   ~Successor();
 
   pid_t process() const noexcept { return process_; }
-  // Kills it, unless it has ended by itself, and waits for its end. True: it had ended, or was about to.
-  bool end() noexcept;
+  // Kills it, unless it has ended by itself or does so within `wait`, and waits for its end. True: by itself.
+  bool end(std::chrono::milliseconds wait) noexcept;
   // It stands alone from now on.
   void release() noexcept;
 

@@ -18,6 +18,9 @@ namespace migrationd::update {
 namespace {
 
 constexpr std::chrono::milliseconds default_wait{30'000};
+// A new daemon that failed has closed its channel a moment before it ends: whether it ended by itself is worth this
+// wait of the mover's.
+constexpr std::chrono::milliseconds own_end_wait{1000};
 // The service manager confirms in its own time; nobody is without a daemon meanwhile.
 constexpr std::chrono::milliseconds service_manager_wait{2000};
 
@@ -136,7 +139,7 @@ Result<void> Updater::begin(const qmp::UpdateArgs& args) {
   to.cpr = std::move(cpr.ours);
   to.main = std::move(main.ours);
   to.extra = std::move(extra);
-  to.revoke = [attempt = attempt_.get()] { attempt->ended = attempt->successor->end(); };
+  to.revoke = [attempt = attempt_.get()] { attempt->ended = attempt->successor->end(own_end_wait); };
   to.done = [this](const Result<void>& outcome) { finish(outcome); };
   return service_.hand_over(std::move(to));
 }
@@ -181,7 +184,7 @@ void Updater::finish(const Result<void>& outcome) {
       std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - attempt->started);
   if (!outcome) {
     // It has no part in anything any more, whichever step failed.
-    if (attempt->successor && attempt->successor->end()) attempt->ended = true;
+    if (attempt->successor && attempt->successor->end({})) attempt->ended = true;
     if (guests_ != nullptr) guests_->resume();
     std::string why = attempt->timed_out
                           ? fmt::format("the new daemon did not take over within {} ms", attempt->wait.count())

@@ -12,7 +12,7 @@
 //      for, and only then we go on as if nothing had been: there are never two
 //   7  the service manager hears of the new main process, the client that asked gets its answer, and we end
 //
-// Nothing in it waits on the control thread but for the new process's end (100 ms at most, when it is ended).
+// Nothing in it waits on the control thread.
 //
 // Thread: control.
 #pragma once

@@ -459,14 +459,11 @@ TEST_CASE("Successor.is_ended_and_gone_or_has_ended_by_itself") {
           if (missing || missing.error().text().find("start '/nonexistent/program'") == std::string::npos) return 1;
           auto sleeper = update::Successor::start("/bin/sh", {"-c", "exec sleep 1000"}, channel());
           if (!sleeper) return 2;
-          if ((*sleeper)->end()) return 3;
-          if ((*sleeper)->end()) return 4;
+          if ((*sleeper)->end(20ms)) return 3;
+          if ((*sleeper)->end({})) return 4;
           auto failing = update::Successor::start("/bin/sh", {"-c", "exit 3"}, channel());
           if (!failing) return 5;
-          // Its end is waited for by end() itself, a tenth of a second; here it may take longer.
-          const std::string process = "/proc/" + std::to_string((*failing)->process()) + "/fd/1";
-          while (::access(process.c_str(), F_OK) == 0) std::this_thread::sleep_for(1ms);
-          return (*failing)->end() ? 0 : 6;
+          return (*failing)->end(30s) ? 0 : 6;
         }) == 0);
 }
 
