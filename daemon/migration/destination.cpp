@@ -440,8 +440,10 @@ Result<void> MigrationDestination::read_tail(stream::DeviceTail& tail) {
     MD_TRY(const auto progress, tail.feed(available));
     reader_->consume(available.size());
     publish_received();
-    // Without a return path the end of the connection is part of the proof; with one the source waits for us.
-    if (progress == stream::TailProgress::complete && return_path_open_) return {};
+    // Without a return path the end of the connection is part of the proof; with one the source waits for us. By
+    // cpr-transfer the source closes late, when it has tidied up, and the guest stands still: the description's last
+    // byte has to do, as it does for QEMU.
+    if (progress == stream::TailProgress::complete && (return_path_open_ || plan_.memory_is_here)) return {};
   }
 }
 

@@ -35,6 +35,7 @@ struct MigrateOptions {
   std::string uri;
   bool detach = false;
   bool resume = false;
+  std::string cpr = {};  // the path of a new process's cpr socket; empty: an ordinary migration
 };
 
 // A file of the machine's own: mapped-ram, or a save image of libvirt.

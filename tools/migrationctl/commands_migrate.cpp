@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -125,6 +126,43 @@ Result<Json> address_arguments(const std::string& address) {
   return Json{{"channels", Json::array({std::move(channel)})}};
 }
 
+// What `channels` needs where a person wrote a URI: cpr-transfer has no other form.
+Result<Json> channel_of_uri(const std::string& uri) {
+  MD_TRY(Json arguments, address_arguments(uri));
+  if (arguments.contains("channels")) return Json(arguments["channels"][0]);
+  Json address{{"transport", "socket"}};
+  const std::string rest = uri.substr(std::min(uri.find(':') + 1, uri.size()));
+  const auto colon = rest.rfind(':');
+  if (uri.starts_with("unix:")) {
+    address["type"] = "unix";
+    address["path"] = rest;
+  } else if (uri.starts_with("tcp:") && colon != std::string::npos) {
+    const std::string host = rest.substr(0, colon);
+    const bool brackets = host.size() > 1 && host.front() == '[' && host.back() == ']';
+    address["type"] = "inet";
+    address["host"] = brackets ? host.substr(1, host.size() - 2) : host;
+    address["port"] = rest.substr(colon + 1);
+  } else {
+    return plan_error("with --cpr the address is unix:PATH, tcp:HOST:PORT, or JSON");
+  }
+  return Json{{"channel-type", "main"}, {"addr", std::move(address)}};
+}
+
+// By cpr-transfer; the parameter `mode` is afterwards what it was, unless nobody waits for the end.
+Result<int> migrate_by_cpr(QmpClient& client, const Output& output, const MigrateOptions& options) {
+  MD_TRY(Json main, channel_of_uri(options.uri));
+  Json cpr{{"channel-type", "cpr"}, {"addr", {{"transport", "socket"}, {"type", "unix"}, {"path", options.cpr}}}};
+  MD_TRY(const Json parameters, client.execute("query-migrate-parameters"));
+  const std::string before = parameters.value("mode", "normal");
+  MD_CHECK(client.execute("migrate-set-parameters", {{"mode", "cpr-transfer"}}));
+  auto started = client.execute("migrate", {{"channels", Json::array({std::move(main), std::move(cpr)})}});
+  auto result = !started         ? Result<int>(std::move(started).error())
+                : options.detach ? Result<int>(exit_done)
+                                 : watch_migration(client, output, false);
+  if (!started || !options.detach) MD_CHECK(client.execute("migrate-set-parameters", {{"mode", before}}));
+  return result;
+}
+
 std::string address_text(const Json& address) {
   const std::string type = address.value("type", "");
   const std::string host = address.value("host", "");
@@ -158,6 +196,7 @@ Result<int> watch_migration(QmpClient& client, const Output& output, bool incomi
 }
 
 Result<int> migrate(QmpClient& client, const Output& output, const MigrateOptions& options) {
+  if (!options.cpr.empty()) return migrate_by_cpr(client, output, options);
   MD_TRY(Json arguments, address_arguments(options.uri));
   if (options.resume) arguments["resume"] = true;
   MD_CHECK(client.execute("migrate", std::move(arguments)));

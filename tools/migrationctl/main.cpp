@@ -77,7 +77,11 @@ void add_commands(CLI::App& app, Options& options, Action& action) {
                   "file:PATH[,offset=N], or an address as JSON")
       ->required();
   sub->add_flag("-d,--detach", options.migrate.detach, "return once it has started");
-  sub->add_flag("--resume", options.migrate.resume, "go on with a paused postcopy migration");
+  auto* const resumes = sub->add_flag("--resume", options.migrate.resume, "go on with a paused postcopy migration");
+  sub->add_option(
+         "--cpr", options.migrate.cpr,
+         "by cpr-transfer to another process of this host, which listens at this UNIX socket: no page is copied")
+      ->excludes(resumes);
   sub = command("save", "put the machine into FILE, each page at a fixed place (mapped-ram)",
                 [](QmpClient& client, const Options& o) { return save(client, o.output, o.file); });
   sub->add_option("FILE", options.file.path, "written anew; mode 0600")->required();

@@ -300,6 +300,28 @@ def by_postcopy(folder: Path) -> None:
         went_on([source, destination], left_at, LARGE)
 
 
+@cases.case("cpr/migrationctl-hands-it-over")
+def by_hand(folder: Path) -> None:
+    """One command, and `mode` is as it was; one that fails says why and leaves the machine here."""
+    one, two = Ways.of(folder, "one"), Ways.of(folder, "two")
+    program = programs.build_folder() / "tools" / "migrationctl" / "migrationctl"
+    with old_qemu(folder) as source, Migrationd(folder, "park", incoming=one.incoming()) as park:
+        pair = QuietPair(source, source)
+        depart(pair, running=True)
+        hand_over(source, park, one)
+        words = [program, "--socket", park.qmp_path, "migrate", f"unix:{two.main}", "--cpr", two.cpr]
+        run = subprocess.run(words, capture_output=True, text=True, timeout=40)
+        assert run.returncode == 1 and f"Failed to connect to '{two.cpr}'" in run.stderr, (run.stdout, run.stderr)
+        assert park.run_state() == "running" and park.owner() == "here"
+        with new_qemu(folder, "target", two) as destination:
+            destination.wait(lambda: two.cpr.exists(), 20, "the QEMU to listen")
+            run = subprocess.run(words, capture_output=True, text=True, timeout=40)
+            assert run.returncode == 0, run.stdout + run.stderr
+            assert park.qmp.execute("query-migrate-parameters")["mode"] == "normal"
+            pair.destination = destination
+            arrive(pair, running=True)
+
+
 # Roll-back -----------------------------------------------------------------------------------------------------------
 
 def _refusal(host, arguments: dict) -> tuple[str, str]:
