@@ -194,8 +194,13 @@ Result<void> DaemonService::start_outgoing(const transports::Address& address, S
     return machine_error("No guest is attached to this daemon: there is no machine to migrate");
   }
   MD_CHECK(run_control_.check_may_migrate());
+  // Its guest would be left without a daemon: only the one that replaces this one takes its connection up.
+  if (plan.by_descriptors && !plan.to_successor && machine_->goes_on_alone()) {
+    return machine_error(
+        "cpr-transfer: an attached guest is a process of its own; 'migrationctl update' gives it another daemon");
+  }
   // What goes on alone does not leave.
-  if (!plan.by_descriptors || !machine_->goes_on_alone())
+  if (!plan.to_successor || !machine_->goes_on_alone())
     MD_CHECK(machine_->check_may_leave(run_control_.state() == qmp::RunState::running));
   MD_CHECK(check_resumable(plan));
   if (plan.stopped_from_start && !plan.to_successor) MD_CHECK(check_cpr_conflicts(capabilities_));

@@ -125,7 +125,7 @@ class MigrationSource {
   Result<void> prefer_peers_word(Result<void> result);
   bool revoke();
   // A guest that is another process, and goes to another daemon of this host.
-  bool passes_guest() const noexcept { return plan_.by_descriptors && machine_.goes_on_alone(); }
+  bool passes_guest() const noexcept { return plan_.to_successor && machine_.goes_on_alone(); }
   void tell_guest(MachineOutcome what, const std::string& why) noexcept;
 
   SourcePlan plan_;

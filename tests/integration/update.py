@@ -295,6 +295,19 @@ class Attached(HostTest):
         self.machine(host, g.PAUSED)
         self.assertEqual(host.status(), "paused")
 
+    def test_by_hand_a_guest_is_handed_to_nobody(self) -> None:
+        """A cpr-transfer that is no update: whoever listens would get the guest's connection, and serve nobody."""
+        host = self.host()
+        guest = self.machine(host, g.RUNNING)
+        host.ask("migrate-set-parameters", {"mode": "cpr-transfer"})
+        channels = [{"channel-type": kind, "addr": {"transport": "socket", "type": "unix", "path": "/nonexistent/x"}}
+                    for kind in ("main", "cpr")]
+        answer = host.client.ask("migrate", {"channels": channels})
+        self.assertIn("'migrationctl update' gives it another daemon", answer["error"]["desc"])
+        self.assertEqual((host.status(), guest.outcomes, guest.over), ("running", [], False))
+        self.assertEqual(self.replaced(host, self.line(host))["machine"], "attached")
+        self.assertEqual((guest.outcomes, guest.over), ([], False))
+
     def test_an_empty_guest_is_refused(self) -> None:
         host = self.host()
         self.machine(host, g.EMPTY)
