@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable
 
 from ..interop.lib import links
-from ..interop.lib.cpr import Ways, begin
+from ..interop.lib.cpr import Ways, begin, listens
 from ..interop.lib.daemon import Migrationd
 from ..interop.lib.guest import Guest
 from ..interop.lib.host import Host
@@ -86,7 +86,7 @@ def _measured(old: Host, new: Host, start: Callable[[], None]) -> dict[str, floa
 def _by_cpr(old: Host, new: Host, ways: Ways) -> dict[str, float]:
     """The new process's main channel is deferred: a QEMU has no monitor before the descriptors have come, and its RESUME
     would be missed."""
-    old.wait(lambda: ways.cpr.exists(), 20, "the new process to listen")
+    old.wait(lambda: listens(ways.cpr), 20, "the new process to listen")
 
     def start() -> None:
         begin(old, ways)

@@ -55,6 +55,7 @@ LINES = [
          bench("resume", "resume-4g", "resume-8g", "resume-64g"), 60),
     Line("bench-clones", "1, 4 and 16 machines resumed from one file at once", bench("clones"), 30),
     Line("bench-faults", "waits of a guest for its pages in postcopy, beside QEMU 10 to 10", bench("faults"), 30),
+    Line("bench-cpr", "a machine that changes process on its host, beside QEMU 10 to 10 and a precopy", bench("cpr"), 30),
     Line("address", "unit and integration tests under AddressSanitizer and UBSan", "tools/check --only address", 60),
     Line("threads", "unit and integration tests under ThreadSanitizer", "tools/check --only threads", 60),
     Line("tidy", "clang-tidy over every source file", "tools/check --only tidy", 60),

@@ -314,7 +314,7 @@ def by_hand(folder: Path) -> None:
         assert run.returncode == 1 and f"Failed to connect to '{two.cpr}'" in run.stderr, (run.stdout, run.stderr)
         assert park.run_state() == "running" and park.owner() == "here"
         with new_qemu(folder, "target", two) as destination:
-            destination.wait(lambda: two.cpr.exists(), 20, "the QEMU to listen")
+            destination.wait(lambda: cpr.listens(two.cpr), 20, "the QEMU to listen")
             run = subprocess.run(words, capture_output=True, text=True, timeout=40)
             assert run.returncode == 0, run.stdout + run.stderr
             assert park.qmp.execute("query-migrate-parameters")["mode"] == "normal"

@@ -46,9 +46,18 @@ class Ways:
         return [word for value in self.incoming() for word in ("-incoming", value)]
 
 
+def listens(path: Path) -> bool:
+    """Somebody listens there: a socket's path is there a moment before. (To connect would be the old process's part.)"""
+    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) == 8 and fields[7] == str(path) and int(fields[3], 16) & 0x10000:
+            return True
+    return False
+
+
 def begin(old: Host, ways: Ways) -> None:
-    """`migrate` by cpr-transfer; returns when the command does. The new process must listen: its socket is waited for."""
-    old.wait(lambda: ways.cpr.exists(), 20, f"{ways.cpr} to be there")
+    """`migrate` by cpr-transfer; returns when the command does. The new process must listen: that is waited for."""
+    old.wait(lambda: listens(ways.cpr), 20, f"somebody to listen at {ways.cpr}")
     old.parameters(mode="cpr-transfer")
     old.qmp.execute("migrate", {"channels": ways.channels()})
 
