@@ -80,7 +80,8 @@ Result<bool> try_send_packet(int socket, ByteView bytes, std::span<const int> fd
 }
 
 Result<std::optional<Packet>> try_receive_packet(int socket, std::string_view peer) {
-  std::array<std::byte, packet_bytes> bytes;
+  // Zeros here would be more work than the rest.
+  std::array<std::byte, packet_bytes> bytes;  // NOLINT(cppcoreguidelines-pro-type-member-init)
   iovec part{bytes.data(), bytes.size()};
   PacketControl control{};
   msghdr message{};
