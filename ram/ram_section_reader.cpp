@@ -83,6 +83,12 @@ Result<bool> RamSectionReader::take_window(ByteView window, std::size_t& taken, 
       wanted = record.size;
       return true;
     }
+    if (record.kind == RamKind::malformed && hook_ != nullptr && stream::is_rdma_hook(rest)) {
+      MD_CHECK(place_gathered());
+      MD_CHECK(hook_->serve());
+      taken += stream::ram_word_bytes;
+      continue;
+    }
     if (record.kind == RamKind::zero && !record.named) {
       // The most frequent record of a sparse guest: as many as follow each other, in one go.
       const auto run = stream::decode_zero_run(rest, rest.size() / stream::zero_record_bytes);

@@ -34,6 +34,14 @@ namespace migrationd::ram {
 
 class MultifdReceiver;
 
+// What happens at a HOOK record, which only an RDMA transport carries.
+class RamHook {
+ public:
+  virtual ~RamHook() = default;
+  // The control messages, up to the one after which the stream goes on.
+  virtual Result<void> serve() = 0;
+};
+
 // The MEM_SIZE record and its list, which begin a START body. Leaves the reader in front of the first record.
 Result<std::vector<stream::RamSetupBlock>> read_ram_setup(transports::BufferedReader& reader,
                                                           stream::RamSetupOptions options);
@@ -45,6 +53,8 @@ class RamSectionReader {
 
   // Before the first body; it outlives the reader.
   void meet_channels(MultifdReceiver& multifd) noexcept { multifd_ = &multifd; }
+  // The same. Without it a HOOK is an error.
+  void serve_hooks_by(RamHook& hook) noexcept { hook_ = &hook; }
   // Takes records up to and including EOS.
   Result<void> read_body();
 
@@ -66,6 +76,7 @@ class RamSectionReader {
   PageStore& store_;
   ReceiveCounters& counters_;
   MultifdReceiver* multifd_ = nullptr;
+  RamHook* hook_ = nullptr;
   std::optional<std::size_t> block_;
   std::optional<stream::PageInflater> inflater_;
   ScatterReader scatter_;

@@ -146,8 +146,11 @@ Result<MappedFile> OutgoingTarget::take_file(StopSource& stop) {
 
 Result<OutgoingTarget> prepare_outgoing(const Address& address, FdSource& descriptors, const ConnectOptions& options) {
   OutgoingTarget out(address);
-  if (const auto* rdma = std::get_if<RdmaAddress>(&address))
-    return plan_error(fmt::format("unknown migration protocol: {} (this build has no RDMA)", to_string(*rdma)));
+  if (std::holds_alternative<RdmaAddress>(address)) {
+    if (options.rdma == nullptr)
+      return plan_error(fmt::format("{} cannot carry a recovery: give another kind of address", to_string(address)));
+    out.rdma_ = options.rdma;
+  }
   if (const auto* fd = std::get_if<FdAddress>(&address)) {
     MD_TRY(out.fd_, descriptors.take_named(fd->name));
     auto kind = kind_of(out.fd_.get());

@@ -25,6 +25,7 @@
 namespace migrationd::transports {
 
 class ExecChild;
+class RdmaFabric;
 
 struct ConnectOptions {
   // exec: starts programs with the daemon's rights; the packaged unit switches it off.
@@ -33,6 +34,8 @@ struct ConnectOptions {
   PageAccess pages = PageAccess::none;
   // exec: only: the program is started by connect(), because what it talks to is not there yet.
   bool start_late = false;
+  // rdma: only: what connects. It outlives the target.
+  RdmaFabric* rdma = nullptr;
 };
 
 // A UNIX socket that is connected at once or not at all: a peer whose queue is full is not waited for.
@@ -52,6 +55,9 @@ class OutgoingTarget {
   // A file prepared with pages, once. Its first bytes are written last (FileChannel).
   Result<MappedFile> take_file(StopSource& stop);
 
+  // rdma: what to connect with, for who knows how (null: another kind of address). It gives no channel by itself.
+  RdmaFabric* rdma() const noexcept { return rdma_; }
+
   // True for file: and for fd: of a regular file: the bytes end in a file, the machine stays here.
   bool is_file() const noexcept { return is_file_; }
   // True when connect() can give more than one channel.
@@ -69,10 +75,11 @@ class OutgoingTarget {
   bool direct_ = false;
   bool start_late_ = false;           // exec:
   std::unique_ptr<ExecChild> child_;  // exec:
+  RdmaFabric* rdma_ = nullptr;
   bool is_file_ = false;
 };
 
-// Errors: those of the command (file-and-channels.md 5.1). rdma: is refused, this build has none.
+// Errors: those of the command (file-and-channels.md 5.1). rdma: without a fabric is refused.
 // A file is made with mode 0600 and cut (or grown) to its offset; nothing before the offset is touched. A
 // descriptor from a set is duplicated, cut to the offset in the same way, and starts at its own position when
 // the offset is 0 (4.3); fd: starts at its position and is never cut. Thread: control.

@@ -273,8 +273,12 @@ Result<MappedFile> IncomingTarget::take_file(StopSource& stop) {
 
 Result<IncomingTarget> open_incoming(const Address& address, FdSource& descriptors, const ListenOptions& options) {
   IncomingTarget out(address);
-  if (const auto* rdma = std::get_if<RdmaAddress>(&address))
-    return plan_error(fmt::format("unknown migration protocol: {} (this build has no RDMA)", to_string(*rdma)));
+  if (const auto* rdma = std::get_if<RdmaAddress>(&address)) {
+    if (options.rdma == nullptr)
+      return plan_error(fmt::format("{} cannot carry a recovery: give another kind of address", to_string(address)));
+    MD_TRY(out.rdma_, options.rdma->listen(rdma->inet));
+    return out;
+  }
   if (const auto* fd = std::get_if<FdAddress>(&address)) {
     MD_TRY(out.fd_, take_descriptor(fd->name, descriptors, options.inherited_fds));
     auto kind = kind_of(out.fd_.get());

@@ -13,6 +13,7 @@
 #include "transports/fd_source.hpp"
 #include "transports/file_channel.hpp"
 #include "transports/open_file.hpp"
+#include "transports/rdma_link.hpp"
 
 #include <cstdint>
 #include <memory>
@@ -35,6 +36,8 @@ struct ListenOptions {
   PageAccess pages = PageAccess::none;
   // file: only: a program with its arguments that the file goes through, from the offset on.
   std::vector<std::string> filter{};
+  // rdma: only: what listens. It outlives the target.
+  RdmaFabric* rdma = nullptr;
 };
 
 // One address can mean several sockets (a name with IPv4 and IPv6 addresses). Thread: one owner at a time.
@@ -80,7 +83,9 @@ class IncomingTarget {
   IncomingTarget& operator=(IncomingTarget&&) = delete;
   ~IncomingTarget();
 
-  // Null for fd, exec and file.
+  // rdma: what sources connect to, for who knows how (null: another kind of address). It gives no channel by itself.
+  RdmaListener* rdma() noexcept { return rdma_.get(); }
+  // Null for fd, exec, file and rdma.
   Listener* listener() noexcept { return listener_ ? &*listener_ : nullptr; }
   // fd, exec, file: the channel, once. With a listener: accept().
   Result<std::unique_ptr<Channel>> take_channel(StopSource& stop);
@@ -98,6 +103,7 @@ class IncomingTarget {
   UniqueFd pages_;  // file: with pages
   bool direct_ = false;
   std::unique_ptr<ExecChild> child_;
+  std::unique_ptr<RdmaListener> rdma_;
   std::string filter_;  // file: with a filter: its name
 };
 

@@ -204,6 +204,7 @@ Result<void> DaemonService::start_outgoing(const transports::Address& address, S
     MD_CHECK(machine_->check_may_leave(run_control_.state() == qmp::RunState::running));
   MD_CHECK(check_resumable(plan));
   if (plan.stopped_from_start && !plan.to_successor) MD_CHECK(check_cpr_conflicts(capabilities_));
+  MD_TRY(transports::RdmaFabric* const rdma, rdma_for(address));
   MD_TRY(auto run, new_run());
   MD_TRY(run->postcopy, PostcopyControl::make());
 
@@ -221,6 +222,7 @@ Result<void> DaemonService::start_outgoing(const transports::Address& address, S
   connect.start_late = plan.by_descriptors;
   connect.allow_exec = options_.allow_exec;
   connect.pages = page_access(plan.mapped);
+  connect.rdma = rdma;
   auto target = transports::prepare_outgoing(address, fds, connect);
   if (!target) {
     fail_at_once(target.error());
@@ -234,6 +236,14 @@ Result<void> DaemonService::start_outgoing(const transports::Address& address, S
   if (cpr) run->source->hand_over_by(std::move(*cpr));
   run_ = std::move(run);
   return start_mover([](Run& started) { started.source_outcome = started.source->run(); });
+}
+
+Result<transports::RdmaFabric*> DaemonService::rdma_for(const transports::Address& address) {
+  if (!std::holds_alternative<transports::RdmaAddress>(address)) return nullptr;
+  if (!options_.rdma) {
+    MD_TRY(options_.rdma, transports::make_rdma_fabric());
+  }
+  return options_.rdma.get();
 }
 
 // What the capability instant-resume is for, and what else cannot be done with a machine that is still in its file.
@@ -334,6 +344,7 @@ Result<void> DaemonService::start_incoming(const transports::Address& address, b
   if (plan.multifd) listen.backlog = static_cast<int>(plan.multifd->channels) + 1;
   if (plan.postcopy && plan.postcopy->preempt) listen.backlog = 2;
   listen.filter = std::move(file.filter);
+  MD_TRY(listen.rdma, rdma_for(file.address));
   MD_TRY(auto target, transports::open_incoming(file.address, fds, listen));
   if (const auto* fd = std::get_if<transports::FdAddress>(&address)) {
     // An inherited descriptor is used once.
@@ -343,6 +354,7 @@ Result<void> DaemonService::start_incoming(const transports::Address& address, b
   start_status(Direction::incoming);
   last_peer_ = transports::to_string(address);
   if (auto* listener = target.listener()) listening_ = listener->bound_addresses();
+  if (auto* listener = target.rdma()) listening_ = {listener->bound_address()};
   std::unique_ptr<MachineReceiver> receiver;
   if (machine_) {
     receiver = std::make_unique<ResidentReceiver>(*machine_);

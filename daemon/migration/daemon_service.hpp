@@ -40,6 +40,8 @@ struct ServiceOptions {
   MemoryFiles memory_files;           // --machine parked,memory=...
   std::vector<int> inherited_fds;     // descriptors `fd:NUMBER` may name
   std::vector<unsigned> worker_cpus;  // --worker-cpus
+  // What rdma: goes through; null: this machine's devices.
+  std::shared_ptr<transports::RdmaFabric> rdma;
   // Called on control when an incoming migration failed whose exit-on-error was true.
   std::function<void()> exit_on_error;
   // Called on control when a machine that came by take_over() is here and served.
@@ -176,6 +178,9 @@ class DaemonService final : public MigrationService, public GuestKeeper, private
   void drop_guest();
   std::string text_of(const Error& error, bool cancelled) const;
   qmp::XbzrleCacheStats xbzrle_stats() const;
+  std::optional<qmp::RdmaStats> rdma_stats() const;
+  // What rdma: addresses go through; null for others. Made when it is first needed.
+  Result<transports::RdmaFabric*> rdma_for(const transports::Address& address);
   qmp::MigrationRamStats ram_stats() const;
 
   ServiceOptions options_;

@@ -121,6 +121,22 @@ qmp::XbzrleCacheStats DaemonService::xbzrle_stats() const {
   return stats;
 }
 
+std::optional<qmp::RdmaStats> DaemonService::rdma_stats() const {
+  const RdmaProgress& from = progress_->rdma;
+  if (!from.used) return std::nullopt;
+  qmp::RdmaStats stats;
+  stats.control_messages = from.control_messages;
+  stats.control_bytes = from.control_bytes;
+  stats.writes = from.writes;
+  stats.written_bytes = from.written_bytes;
+  stats.registrations = from.registrations;
+  stats.registered_bytes = from.registered_bytes;
+  stats.completions = from.completions;
+  stats.waits = from.waits;
+  stats.queue_pairs = from.queue_pairs;
+  return stats;
+}
+
 qmp::MigrationInfo DaemonService::info() const {
   qmp::MigrationInfo info;
   if (machine_) {
@@ -131,6 +147,7 @@ qmp::MigrationInfo DaemonService::info() const {
   if (status == MigrationStatus::none) return info;
   info.status = status;
   info.error_desc = error_text_;
+  info.rdma = rdma_stats();
   if (direction_ == Direction::incoming) {
     if (!listening_.empty()) {
       std::vector<qmp::SocketAddress> addresses(listening_.size());

@@ -6,6 +6,7 @@
 #include "daemon/migration/cpr_limits.hpp"
 #include "daemon/migration/incoming_gate.hpp"
 #include "daemon/migration/postcopy_destination.hpp"
+#include "daemon/migration/rdma_connections.hpp"
 #include "protocol/stream/device_tail.hpp"
 #include "protocol/stream/footer_scan.hpp"
 #include "protocol/stream/header.hpp"
@@ -15,6 +16,7 @@
 #include "ram/multifd_receiver.hpp"
 #include "ram/origin_file.hpp"
 #include "ram/ram_section_reader.hpp"
+#include "ram/rdma_receiver.hpp"
 #include "ram/store_kept.hpp"
 #include "ram/store_plain.hpp"
 #include "ram/stream_index.hpp"
@@ -75,6 +77,8 @@ DestinationOutcome MigrationDestination::run() {
   } else {
     report_failure();
   }
+  ram_reader_.reset();
+  rdma_receiver_.reset();
   reader_.reset();
   channel_.reset();
   return outcome;
@@ -108,6 +112,10 @@ Result<void> MigrationDestination::accept() {
     if (plan_.lazy) {
       MD_TRY(file_guard_, ram::FileGuard::of(page_fd_.get()));
     }
+  } else if (auto* door = target_->rdma()) {
+    MD_TRY(auto channel, accept_rdma(*door, stop_));
+    rdma_ = channel.get();
+    channel_ = std::move(channel);
   } else if (auto* listener = target_->listener()) {
     ExpectedSource expected;
     if (plan_.memory_is_here) expected.patience = limits::cpr_main_wait;
@@ -189,6 +197,7 @@ Result<void> MigrationDestination::handle_element(const stream::Element& element
     if (multifd_) multifd_->begin_last_section();
     MD_CHECK(read_ram_body(end->section_id));
     // Before the devices: they may look at memory, and what never came is zero.
+    drop_rdma_registrations();
     auto finished = plan_.lazy ? keep_pages_in_file() : store_->finish();
     if (!finished) return std::move(finished).error().with("section 'ram': what was not sent");
     ram_ended_ = true;
@@ -218,9 +227,15 @@ Result<void> MigrationDestination::handle_command(const stream::Command& command
   if (const auto* advise = std::get_if<stream::command::PostcopyAdvise>(&command)) {
     // It would empty memory that the old process still answers for.
     if (plan_.memory_is_here) return wire_error("POSTCOPY_ADVISE for a machine whose memory came by descriptor");
+    if (rdma_ != nullptr && rdma_->peer_is_old()) {
+      return wire_error(
+          "postcopy over RDMA from QEMU 7.2 breaks (from 10.0 it does not): switch postcopy-ram off at the source");
+    }
     return postcopy_->advise(*advise, ram_section_id_.has_value());
   }
   if (const auto* discard = std::get_if<stream::command::PostcopyRamDiscard>(&command)) {
+    // What is pinned would outlive its hole.
+    drop_rdma_registrations();
     return postcopy_->discard(*discard);
   }
   if (const auto* packaged = std::get_if<stream::command::Packaged>(&command)) return take_package(*packaged);
@@ -242,6 +257,9 @@ Result<void> MigrationDestination::take_package(const stream::command::Packaged&
 Result<void> MigrationDestination::complete_postcopy() {
   // What reads the stream's first part ends here, before its reader moves on.
   ram_reader_.reset();
+  publish_received();
+  rdma_receiver_.reset();
+  rdma_ = nullptr;
   DestinationLink link;
   link.main = std::move(channel_);
   link.preempt = std::move(preempt_);
@@ -271,13 +289,13 @@ Result<void> MigrationDestination::begin_ram(const stream::SectionHeader& header
     MD_CHECK(index_pages());
   } else {
     if (postcopy_->advised()) MD_CHECK(postcopy_->begin_memory(*machine_, *blocks));
-    MD_CHECK(prepare_store());
+    MD_CHECK(prepare_store(*blocks));
   }
   if (plan_.multifd) MD_CHECK(start_channels());
   return read_ram_body(header.section_id);
 }
 
-Result<void> MigrationDestination::prepare_store() {
+Result<void> MigrationDestination::prepare_store(const std::vector<stream::RamSetupBlock>& blocks) {
   if (plan_.memory_is_here) {
     store_ = std::make_unique<ram::StoreKept>();
   } else {
@@ -294,7 +312,17 @@ Result<void> MigrationDestination::prepare_store() {
     ram_reader_ =
         std::make_unique<ram::RamSectionReader>(*reader_, machine_->ram(), postcopy_->noting(*store_), counters_);
   }
+  if (rdma_ == nullptr) return {};
+  std::vector<std::string> names;
+  for (const stream::RamSetupBlock& block : blocks) names.push_back(block.name);
+  MD_TRY(rdma_receiver_,
+         ram::RdmaReceiver::make(*rdma_, machine_->ram(), postcopy_->noting(*store_), counters_, names));
+  ram_reader_->serve_hooks_by(*rdma_receiver_);
   return {};
+}
+
+void MigrationDestination::drop_rdma_registrations() noexcept {
+  if (rdma_receiver_) rdma_receiver_->drop_registrations();
 }
 
 // Pages with places need no index; those of a plain stream are found while its bodies are gone through.
@@ -361,6 +389,7 @@ Result<void> MigrationDestination::read_ram_body(std::uint32_t section_id) {
 
 // Pages of a mapped-ram file and of multifd come beside the stream.
 void MigrationDestination::publish_received() noexcept {
+  if (rdma_ != nullptr) progress_.rdma.take(rdma_->totals());
   const std::uint64_t beside = file_ != nullptr ? counters_.normal_pages.get() * ram::page_size : 0;
   progress_.transferred = reader_->position() + beside;
   progress_.normal_pages = counters_.normal_pages.get();
@@ -449,6 +478,10 @@ Result<void> MigrationDestination::read_tail(stream::DeviceTail& tail) {
 
 // True when nothing came for so long. Files are never quiet.
 Result<bool> MigrationDestination::source_is_quiet(std::chrono::milliseconds wait) {
+  if (rdma_ != nullptr) {
+    MD_TRY(const bool came, rdma_->wait_for_bytes(wait));
+    return !came;
+  }
   if (channel_->readable_fd() < 0) return false;
   pollfd fds[] = {{channel_->readable_fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}};
   const int ready = ::poll(fds, 2, static_cast<int>(wait.count()));
@@ -494,6 +527,11 @@ Result<void> MigrationDestination::tell_source(const stream::ReturnMessage& mess
 // Also after a cancel, when the channel itself refuses to write: a source that has sent everything would otherwise
 // believe the outcome unknown, and keep its guest stopped, for a machine that nobody has.
 void MigrationDestination::report_failure() noexcept {
+  if (rdma_ != nullptr) {
+    ByteWriter out;
+    if (return_path_open_) stream::encode_return_message(out, stream::reply::Shut{1});
+    return rdma_->say_failure(out.view());
+  }
   if (!return_path_open_ || !channel_) return;
   ByteWriter out;
   stream::encode_return_message(out, stream::reply::Shut{1});

@@ -43,6 +43,8 @@ namespace migrationd::ram {
 class MultifdReceiver;
 class PageStore;
 class RamSectionReader;
+class RdmaChannel;
+class RdmaReceiver;
 class StreamIndex;
 }  // namespace migrationd::ram
 namespace migrationd::stream {
@@ -91,7 +93,8 @@ class MigrationDestination {
   Result<void> start_channels();
   Result<void> begin_ram(const stream::SectionHeader& header);
   Result<std::vector<stream::RamSetupBlock>> read_block_list();
-  Result<void> prepare_store();
+  Result<void> prepare_store(const std::vector<stream::RamSetupBlock>& blocks);
+  void drop_rdma_registrations() noexcept;
   Result<void> index_pages();
   Result<void> keep_pages_in_file();
   Result<void> load_mapped_pages();
@@ -118,6 +121,7 @@ class MigrationDestination {
 
   std::unique_ptr<PostcopyDestination> postcopy_;
   std::unique_ptr<transports::Channel> channel_;
+  ram::RdmaChannel* rdma_ = nullptr;              // the same channel, until postcopy takes it
   std::unique_ptr<transports::Channel> preempt_;  // if it is there yet
   // mapped-ram: the same channel, and the file's descriptor for pages.
   transports::SeekableChannel* file_ = nullptr;
@@ -136,6 +140,7 @@ class MigrationDestination {
   std::vector<std::unique_ptr<transports::Channel>> channels_;  // of multifd, until there is memory
   std::optional<stream::Uuid> multifd_uuid_;
   std::unique_ptr<ram::MultifdReceiver> multifd_;
+  std::unique_ptr<ram::RdmaReceiver> rdma_receiver_;
   std::unique_ptr<ram::RamSectionReader> ram_reader_;
   std::vector<DeviceSection> early_sections_;
   DeviceState devices_;

@@ -14,6 +14,7 @@
 #include "postcopy/server_counters.hpp"
 #include "protocol/qmp/migration_info.hpp"
 #include "ram/counters.hpp"
+#include "ram/rdma_channel.hpp"
 
 #include <atomic>
 #include <chrono>
@@ -39,6 +40,22 @@ class MoverEvents {
 // failure of the migration: the machine is here, and `cont` may try again.
 void start_arrived(RunControl& run_control, MoverEvents& events);
 
+// What a migration over RDMA cost, from the counts of its connections (ram/rdma_channel.hpp).
+struct RdmaProgress {
+  std::atomic<bool> used{false};
+  std::atomic<std::uint64_t> control_messages{0};  // both directions
+  std::atomic<std::uint64_t> control_bytes{0};     // of them: what processors copy, headers included
+  std::atomic<std::uint64_t> writes{0};
+  std::atomic<std::uint64_t> written_bytes{0};
+  std::atomic<std::uint64_t> registrations{0};
+  std::atomic<std::uint64_t> registered_bytes{0};
+  std::atomic<std::uint64_t> completions{0};
+  std::atomic<std::uint64_t> waits{0};
+  std::atomic<std::uint64_t> queue_pairs{0};
+
+  void take(const ram::RdmaTotals& totals) noexcept;
+};
+
 using Clock = std::chrono::steady_clock;
 
 inline std::uint64_t milliseconds_since(Clock::time_point start) {
@@ -50,6 +67,7 @@ struct Progress {
   ThreadRoster threads;
   postcopy::ServerCounters postcopy;
   ram::XbzrleCounters xbzrle;
+  RdmaProgress rdma;
   std::atomic<std::uint64_t> ram_total{0};         // bytes
   std::atomic<std::uint64_t> transferred{0};       // bytes on the wire, all channels
   std::atomic<std::uint64_t> multifd_bytes{0};     // those of them on multifd channels

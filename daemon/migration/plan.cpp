@@ -35,6 +35,15 @@ Result<void> check_transport(const Capabilities& capabilities, const qmp::Migrat
   if (many && !takes_many_channels(address, mapped_ram)) {
     return plan_error("Migration requires multi-channel URIs (e.g. tcp)");
   }
+  if (is<transports::RdmaAddress>(address) && capabilities.has(Capability::xbzrle)) {
+    return plan_error("RDMA and XBZRLE can't be used together");
+  }
+  if (is<transports::RdmaAddress>(address) &&
+      (capabilities.has(Capability::x_ignore_shared) || parameters.mode != qmp::MigMode::normal)) {
+    return plan_error(
+        "RDMA moves all memory: x-ignore-shared and the cpr modes leave some where it is, which no RDMA destination "
+        "takes");
+  }
   if (parameters.mode == qmp::MigMode::cpr_transfer && is<transports::FileAddress>(address)) {
     return plan_error("Migration requires streamable transport (eg unix)");
   }
@@ -168,6 +177,8 @@ Result<SourcePlan> make_source_plan(const Capabilities& capabilities, const qmp:
   plan.skip_holes = capabilities.has(Capability::skip_holes);
   plan.validate_uuid = capabilities.has(Capability::validate_uuid);
   plan.multifd = multifd_plan(capabilities, parameters);
+  if (is<transports::RdmaAddress>(address))
+    plan.rdma = RdmaPlan{capabilities.has(Capability::rdma_pin_all), parameters.rdma_queue_pairs};
   plan.by_descriptors = by_descriptors;
   plan.ignore_shared = capabilities.has(Capability::x_ignore_shared);
   plan.stopped_from_start = parameters.mode != qmp::MigMode::normal;

@@ -39,6 +39,12 @@ struct MultifdPlan {
   bool zero_copy = false;                                               // the source's
 };
 
+// Pages by one-sided writes (docs/formats/rdma.md).
+struct RdmaPlan {
+  bool pin_all = false;
+  unsigned queue_pairs = 1;  // for pages
+};
+
 // Postcopy may be started (docs/spec/postcopy.md).
 struct PostcopyPlan {
   // Instant resume: it is started before the first page.
@@ -78,6 +84,7 @@ struct SourcePlan {
   // Put the UUID of --uuid into the configuration section; one that a parked machine brought goes on in any case.
   bool validate_uuid = false;
   std::optional<MultifdPlan> multifd;
+  std::optional<RdmaPlan> rdma;
   std::optional<PostcopyPlan> postcopy;
 };
 

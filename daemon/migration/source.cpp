@@ -6,6 +6,7 @@
 #include "daemon/migration/multifd_rules.hpp"
 #include "daemon/migration/postcopy_source.hpp"
 #include "daemon/migration/precopy_sender.hpp"
+#include "daemon/migration/rdma_connections.hpp"
 #include "protocol/stream/commands.hpp"
 #include "protocol/stream/configuration.hpp"
 #include "protocol/stream/header.hpp"
@@ -13,6 +14,7 @@
 #include "protocol/stream/sections.hpp"
 #include "ram/sink_mapped.hpp"
 #include "ram/sink_multifd.hpp"
+#include "ram/sink_rdma.hpp"
 #include "ram/sink_stream.hpp"
 #include "transports/positional_file.hpp"
 
@@ -136,6 +138,8 @@ Result<void> MigrationSource::connect() {
     file_ = file.stream.get();
     page_fd_ = std::move(file.pages);
     channel_ = std::move(file.stream);
+  } else if (plan_.rdma) {
+    MD_CHECK(connect_over_rdma());
   } else {
     MD_TRY(channel_, target_.connect(stop_));
   }
@@ -155,6 +159,15 @@ Result<void> MigrationSource::connect() {
         "Instant resume needs a destination that can ask for pages: this descriptor carries bytes one way");
   }
   return plan_.multifd ? connect_channels() : Result<void>();
+}
+
+Result<void> MigrationSource::connect_over_rdma() {
+  const auto& address = std::get<transports::RdmaAddress>(target_.address());
+  const RdmaWishes wishes{plan_.rdma->pin_all, plan_.return_path, plan_.rdma->queue_pairs};
+  MD_TRY(auto channel, connect_rdma(*target_.rdma(), address.inet, wishes, stop_));
+  rdma_ = channel.get();
+  channel_ = std::move(channel);
+  return {};
 }
 
 // After the main connection, for QEMU 7.2 takes the first for the main one; and before its first byte, so that a
@@ -180,6 +193,7 @@ Result<void> MigrationSource::connect_channels() {
 }
 
 void MigrationSource::publish_channels() noexcept {
+  if (rdma_ != nullptr) progress_.rdma.take(rdma_->totals());
   if (!multifd_) return;
   progress_.multifd_bytes = multifd_->bytes_sent();
   progress_.missed_zero_copy = multifd_->missed_zero_copy();
@@ -239,6 +253,14 @@ Result<std::unique_ptr<ram::PageSink>> MigrationSource::make_sink(ram::SendCount
   if (postcopy_) {
     for (const auto& block : postcopy_->blocks()) options.page_sizes.push_back(block.host_pages * ram::page_size);
   }
+  if (rdma_ != nullptr) {
+    ram::SinkRdma::Options rdma_options;
+    rdma_options.skip_holes = plan_.skip_holes;
+    rdma_options.memory_may_go = machine_.kind() == MachineKind::attached;
+    rdma_options.page_sizes = std::move(options.page_sizes);
+    return std::unique_ptr<ram::PageSink>(std::make_unique<ram::SinkRdma>(
+        machine_.ram(), *writer_, rdma_->connections(), stop_, counters, std::move(rdma_options)));
+  }
   auto stream = std::make_unique<ram::SinkStream>(machine_.ram(), *writer_, stop_, counters, std::move(options));
   if (!multifd_) return std::unique_ptr<ram::PageSink>(std::move(stream));
   const MultifdRules rules = multifd_rules(machine_.configuration().machine_name, plan_.multifd->zero_pages);
@@ -276,6 +298,11 @@ Result<bool> MigrationSource::postcopy_is_due() {
 }
 
 Result<void> MigrationSource::prepare_postcopy() {
+  if (rdma_ != nullptr && rdma_->peer_is_old()) {
+    return plan_error(
+        "postcopy over RDMA with QEMU 7.2 breaks: its destination aborts or loses a message (10.0 does not). The "
+        "migration is given up while the machine is still here");
+  }
   SourceLink link = lend_link();
   auto prepared = postcopy_->prepare(link, target_);
   take_back(std::move(link));
@@ -311,6 +338,8 @@ Result<void> MigrationSource::go_by_postcopy() {
   sent_before_ = sender_->total_sent();
   const bool nothing_sent = plan_.postcopy->at_once && progress_.normal_pages + progress_.zero_pages == 0;
   sender_.reset();
+  publish_channels();
+  rdma_ = nullptr;
 
   auto handed_over = postcopy_->hand_over(lend_link(), std::move(lacking), nothing_sent, std::move(devices->sections));
   if (!postcopy_->handed_over()) return handed_over;
@@ -443,6 +472,7 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
   // Protection and throttle are lifted before the guest can run again.
   sender_.reset();
   multifd_.reset();
+  if (rdma_ != nullptr && !outcome.result) rdma_->say_failure({});
   if (point_ == Point::handed_over) {
     outcome.ownership = Ownership::handed_over;
     run_control_.finish_switchover(outcome.ownership);

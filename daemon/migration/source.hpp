@@ -52,8 +52,9 @@
 #include <vector>
 
 namespace migrationd::ram {
+class RdmaChannel;
 class SinkMapped;
-}
+}  // namespace migrationd::ram
 
 namespace migrationd::migration {
 
@@ -101,6 +102,7 @@ class MigrationSource {
   Result<void> run_stopped_phases();
   Result<void> hand_over_descriptors();
   Result<void> connect();
+  Result<void> connect_over_rdma();
   Result<void> connect_channels();
   void publish_channels() noexcept;
   Result<void> open_stream();
@@ -147,6 +149,7 @@ class MigrationSource {
   std::optional<Clock::time_point> written_at_;  // one-way targets: all bytes handed over
   Point point_ = Point::before_stop;
   std::unique_ptr<transports::Channel> channel_;
+  ram::RdmaChannel* rdma_ = nullptr;              // the same channel, until postcopy takes it
   std::unique_ptr<transports::Channel> preempt_;  // made at once
   std::unique_ptr<PostcopySource> postcopy_;      // before what its thread of the return path listens with
   bool postcopy_prepared_ = false;

@@ -16,7 +16,7 @@ using C = Capability;
 // What a capability needs before it may say true here: the code that does it, and its tests.
 constexpr std::array<CapabilityRow, capability_count> all_capabilities{{
     {C::xbzrle, true, "send changes of pages instead of pages"},
-    {C::rdma_pin_all, false, "register all memory before an RDMA migration"},
+    {C::rdma_pin_all, true, "register all memory before an RDMA migration"},
     {C::auto_converge, true, "slow the guest down when it dirties faster than can be sent"},
     {C::zero_blocks, false, "deprecated; no effect in QEMU either"},
     {C::events, true, "MIGRATION and MIGRATION_PASS events"},

@@ -147,6 +147,31 @@ struct XbzrleCacheStats {
   }
 };
 
+// Ours.
+struct RdmaStats {
+  std::uint64_t control_messages = 0;
+  std::uint64_t control_bytes = 0;
+  std::uint64_t writes = 0;
+  std::uint64_t written_bytes = 0;
+  std::uint64_t registrations = 0;
+  std::uint64_t registered_bytes = 0;
+  std::uint64_t completions = 0;
+  std::uint64_t waits = 0;
+  std::uint64_t queue_pairs = 0;
+
+  static constexpr std::string_view type_name = "RdmaStats";
+  static constexpr auto members() {
+    using S = RdmaStats;
+    return std::make_tuple(
+        req("control-messages", &S::control_messages, "both directions"),
+        req("control-bytes", &S::control_bytes, "of them: what processors copied, stream included"),
+        req("writes", &S::writes, "one-sided, posted here"), req("written-bytes", &S::written_bytes),
+        req("registrations", &S::registrations), req("registered-bytes", &S::registered_bytes, "sum of all"),
+        req("completions", &S::completions), req("waits", &S::waits, "for a completion, with nothing else to do"),
+        req("queue-pairs", &S::queue_pairs, "for pages"));
+  }
+};
+
 struct VfioStats {
   std::uint64_t transferred = 0;  // bytes
 
@@ -171,6 +196,7 @@ struct MigrationInfo {
   std::optional<std::vector<std::uint64_t>> postcopy_vcpu_blocktime;  // ms each
   std::optional<std::vector<std::uint64_t>> postcopy_latency_dist;    // faults per power of two of microseconds
   std::optional<std::vector<SocketAddress>> socket_address;
+  std::optional<RdmaStats> rdma;
   std::optional<std::uint64_t> dirty_limit_throttle_time_per_round;  // us
   std::optional<std::uint64_t> dirty_limit_ring_full_time;           // us
 
@@ -189,6 +215,7 @@ struct MigrationInfo {
                            opt("postcopy-vcpu-blocktime", &S::postcopy_vcpu_blocktime, "ms per vCPU"),
                            opt("__org.migrationd_postcopy-latency-dist", &S::postcopy_latency_dist,
                                "faults that were served within [2^i, 2^(i+1)) us"),
+                           opt("__org.migrationd_rdma", &S::rdma, "with rdma: what it cost"),
                            opt("socket-address", &S::socket_address, "destination: where it listens"),
                            opt("dirty-limit-throttle-time-per-round", &S::dirty_limit_throttle_time_per_round, "us"),
                            opt("dirty-limit-ring-full-time", &S::dirty_limit_ring_full_time, "us"));

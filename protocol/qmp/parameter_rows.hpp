@@ -144,7 +144,10 @@ constexpr auto make_parameter_rows() {
                            now, HmpNumber::plain, "off: a postcopy sends the pages that are asked for, and no others"},
       TypedParameter<bool>{"__org.migrationd_working-set", &P::working_set, "bool", "", "", nullptr, next,
                            HmpNumber::plain,
-                           "instant resume keeps the order of requests beside the file, and sends those pages first"});
+                           "instant resume keeps the order of requests beside the file, and sends those pages first"},
+      u8("__org.migrationd_rdma-queue-pairs", &P::rdma_queue_pairs, "", "a value between 1 and 16",
+         in_range<&P::rdma_queue_pairs, 1, 16>, next,
+         "queue pairs for pages with rdma:, between two daemons of this kind; others use one"));
 }
 
 }  // namespace detail

@@ -97,7 +97,8 @@ struct MigrationParameters {
   // Ours.
   std::string page_sizes;           // "pc.ram=2M": what the blocks of a postcopy's destination consist of
   bool postcopy_background = true;  // false: pages go on request only
-  bool working_set = true;          // false: none is kept beside the file of an instant resume, and none is used
+  std::uint8_t rdma_queue_pairs = 1;
+  bool working_set = true;  // false: none is kept beside the file of an instant resume, and none is used
 };
 
 // Which members of a MigrationParameters were given: the argument of migrate-set-parameters.

@@ -224,4 +224,9 @@ std::size_t encode_multifd_flush(std::byte* out) noexcept {
   return ram_word_bytes;
 }
 
+std::size_t encode_rdma_hook(std::byte* out) noexcept {
+  store_be(out, ram_flag::hook);
+  return ram_word_bytes;
+}
+
 }  // namespace migrationd::stream

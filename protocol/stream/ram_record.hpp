@@ -116,6 +116,11 @@ inline ZeroRun decode_zero_run(ByteView available, std::size_t max_pages) noexce
   return {first & ~ram_flag::mask, pages};
 }
 
+// A HOOK: control messages of an RDMA transport come next, beside the stream. Everywhere else it is malformed.
+inline bool is_rdma_hook(ByteView available) noexcept {
+  return available.size() >= ram_word_bytes && load_be<std::uint64_t>(available.data()) == ram_flag::hook;
+}
+
 // Why decode_ram_header() said malformed about these bytes.
 Error ram_record_error(ByteView available, bool block_known);
 
@@ -131,6 +136,7 @@ std::size_t encode_compressed_header(std::byte* out, std::uint64_t offset, std::
                                      std::size_t length) noexcept;
 std::size_t encode_eos(std::byte* out) noexcept;
 std::size_t encode_multifd_flush(std::byte* out) noexcept;
+std::size_t encode_rdma_hook(std::byte* out) noexcept;
 
 // `pages` zero records of the current block, ascending from first_offset; writes 9 * pages bytes.
 inline std::size_t encode_zero_run(std::byte* out, std::uint64_t first_offset, std::size_t pages) noexcept {

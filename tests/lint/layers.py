@@ -14,7 +14,7 @@ import tree
 CONTRACTS = ["transports/channel.hpp", "transports/positional_file.hpp", "transports/seekable_channel.hpp",
              "transports/buffered.hpp", "transports/zero_copy_writer.hpp",
              "transports/rdma_link.hpp"]
-RAM = ["base", "protocol/stream", *CONTRACTS]
+RAM = ["base", "protocol/stream", "protocol/rdma", *CONTRACTS]
 # What migrationctl reads and writes files with: no sockets, no guest memory.
 FILES = [*CONTRACTS, "transports/file_channel.hpp", "transports/filter_channel.hpp", "ram/decode_next.hpp",
          "ram/mapped_layout.hpp", "ram/mapped_loader.hpp", "ram/ram_section_reader.hpp"]

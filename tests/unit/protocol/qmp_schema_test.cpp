@@ -44,10 +44,13 @@ const std::set<std::string> exceptions = {
     "migrate-set-capabilities.capabilities[].capability: value __org.migrationd_instant-resume is ours alone",
     "migrate-set-parameters: member __org.migrationd_postcopy-background is ours alone",
     "migrate-set-parameters: member __org.migrationd_postcopy-page-sizes is ours alone",
+    "migrate-set-parameters: member __org.migrationd_rdma-queue-pairs is ours alone",
     "migrate-set-parameters: member __org.migrationd_working-set is ours alone",
     "query-migrate(): member __org.migrationd_postcopy-latency-dist is ours alone",
+    "query-migrate(): member __org.migrationd_rdma is ours alone",
     "query-migrate-parameters(): member __org.migrationd_postcopy-background is ours alone",
     "query-migrate-parameters(): member __org.migrationd_postcopy-page-sizes is ours alone",
+    "query-migrate-parameters(): member __org.migrationd_rdma-queue-pairs is ours alone",
     "query-migrate-parameters(): member __org.migrationd_working-set is ours alone",
     // No savevm here, so nothing about its block nodes to tell.
     "human-monitor-command: feature savevm-monitor-nodes is QEMU's alone",

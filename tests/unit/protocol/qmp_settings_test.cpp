@@ -59,7 +59,7 @@ TEST_CASE("Parameters.have_qemus_defaults_and_all_but_the_mapping_are_shown") {
     "multifd-compression": "none", "multifd-zlib-level": 1, "multifd-qatzip-level": 1, "multifd-zstd-level": 1,
     "x-vcpu-dirty-limit-period": 1000, "vcpu-dirty-limit": 1, "mode": "normal", "zero-page-detection": "multifd",
     "direct-io": false, "__org.migrationd_postcopy-page-sizes": "", "__org.migrationd_postcopy-background": true,
-    "__org.migrationd_working-set": true})");
+    "__org.migrationd_working-set": true, "__org.migrationd_rdma-queue-pairs": 1})");
   CHECK(shown == expected);
   // What is reported is accepted back: libvirt writes everything it has read.
   CHECK(verdict(shown.dump()) == "ok");

@@ -225,9 +225,9 @@ TEST_CASE("Connect.fd_takes_named_sockets_pipes_and_files") {
   CHECK(prepare_error("fd:d", descriptors) == "fd:d: the descriptor is neither a socket, a pipe nor a file");
 }
 
-TEST_CASE("Connect.rdma_is_refused_by_name") {
+TEST_CASE("Connect.rdma_needs_what_connects") {
   FakeFdSource descriptors;
-  CHECK(prepare_error("rdma:h:1", descriptors) == "unknown migration protocol: rdma:h:1 (this build has no RDMA)");
+  CHECK(prepare_error("rdma:h:1", descriptors) == "rdma:h:1 cannot carry a recovery: give another kind of address");
 }
 
 TEST_CASE("Connect.exec_delivers_to_the_command_and_waits_for_it") {

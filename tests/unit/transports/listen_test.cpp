@@ -147,7 +147,7 @@ TEST_CASE("Listen.failures_have_the_texts_of_qemu") {
   CHECK(listen_error("file:/nonexistent") == "Could not open '/nonexistent': No such file or directory");
   CHECK(listen_error("fd:zz") == "File descriptor named 'zz' has not been found");
   CHECK(listen_error("fd:3x") == "Invalid file descriptor number '3x'");
-  CHECK(listen_error("rdma:h:1") == "unknown migration protocol: rdma:h:1 (this build has no RDMA)");
+  CHECK(listen_error("rdma:h:1") == "rdma:h:1 cannot carry a recovery: give another kind of address");
   CHECK(listen_error("exec:true", {.allow_exec = false}) ==
         "exec: is switched off in this daemon (--allow-exec=on allows it)");
 }
