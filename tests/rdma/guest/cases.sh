@@ -60,6 +60,8 @@ fault/cancel-pin-all                      90  daemon                         can
 fault/source-killed                       90  quick,daemon                   source_killed
 fault/destination-killed                  90  quick,daemon                   destination_killed
 fault/destination-killed-pin-all          90  daemon                         destination_killed pin
+fault/device-removed                     120  daemon                         device_lost removed
+fault/link-lost                          120  daemon                         device_lost down
 fault/nobody-listens                      30  daemon                         nobody_listens
 fault/other-size                          60  daemon                         other_size
 
@@ -142,7 +144,6 @@ device_removed() {
   gone test
   same "what the test saw" "$(tail -n 1 test.log)" seen
   wait
-  /usr/sbin/rdma link add rxe0 type rxe netdev dummy0
 }
 
 # --- two daemons -----------------------------------------------------------------------------------------------------
@@ -315,6 +316,19 @@ destination_killed() {
   until_status one failed >/dev/null
   contains "the error" "$(get one /error-desc query-migrate)" "RDMA"
   still_here
+}
+
+# The network card, or its cable, goes while a migration is under way.
+device_lost() {
+  under_way
+  case $1 in
+    removed) /usr/sbin/rdma link delete rxe0 & ;;
+    down) /usr/sbin/ip link set dummy0 down ;;
+  esac
+  until_status one failed >/dev/null
+  contains "the error" "$(get one /error-desc query-migrate)" "RDMA"
+  still_here
+  until_status two failed >/dev/null
 }
 
 nobody_listens() {

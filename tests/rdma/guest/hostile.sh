@@ -23,7 +23,7 @@ hostile/no-private-data                   30  daemon        refused_source none
 hostile/unknown-type                      30  quick,daemon  lying_source $V1 77 send 77 1 none
 hostile/type-none                         30  daemon        lying_source $V1 NONE send 0 1 none
 hostile/error                             30  daemon        lying_source $V1 ERROR send 1 1 none
-hostile/unknown-flags                     30  daemon        lying_source 00000001fffffffe ERROR send 1 1 none
+hostile/unknown-flags                     30  daemon        lying_source 00000001000ff000 ERROR send 1 1 none
 hostile/short-message                     30  daemon        lying_source $V1 any raw 00000000
 hostile/longer-than-it-says               30  quick,daemon  lying_source $V1 length raw 00000000000000070000000100000000ff
 hostile/shorter-than-it-says              30  daemon        lying_source $V1 length raw 00000018000000070000000100000000
@@ -47,11 +47,11 @@ hostile/blocks-missing                    30  quick,daemon  lying_destination bl
 hostile/blocks-too-many                   30  daemon        lying_destination blocks $AT_BLOCKS send 5 1 $RAM$ROM$ROM
 hostile/blocks-other-length               30  daemon        lying_destination length $AT_BLOCKS send 5 1 $RAM$RAM
 hostile/blocks-not-whole                  30  daemon        lying_destination any $AT_BLOCKS send 5 1 00000000
-hostile/blocks-other-type                 30  daemon        lying_destination expecting $AT_BLOCKS send 8 1 none
+hostile/blocks-other-type                 30  daemon        lying_destination expecting $AT_BLOCKS send 11 1 none
 hostile/result-short                      30  daemon        lying_destination any $AT_REGISTER send 8 1 00000000
 hostile/result-of-two                     30  daemon        lying_destination any $AT_REGISTER send 8 2 0000000100000000000000000001000000000001000000000000000000010000
 hostile/result-other-type                 30  daemon        lying_destination expecting $AT_REGISTER send 11 1 none
-hostile/result-wrong-key                  30  quick,daemon  lying_destination access $AT_REGISTER send 8 1 00000001000000000000000000010000
+hostile/result-wrong-key                  30  quick,daemon  lying_destination access $AT_REGISTER answer 00000001000000000000000000010000
 hostile/destination-error                 30  daemon        lying_destination ERROR $AT_BLOCKS send 1 1 none
 hostile/never-ready                       60  quick,daemon  silent_destination
 ROWS

@@ -19,6 +19,13 @@ up() { cut -d' ' -f1 /proc/uptime; }
 # Verbs objects that exist; those of the kernel's own (the CM's) too.
 objects() { rdma resource show | sed 's/^[0-9]*: //' | tr -s ' \n' ' '; }
 
+# A case may have taken the device or its link away.
+restore() {
+  /usr/sbin/ip link set dummy0 up
+  /usr/sbin/ip -6 addr replace fd77::1/64 dev dummy0 nodad
+  [ -e /sys/class/infiniband/rxe0 ] || /usr/sbin/rdma link add rxe0 type rxe netdev dummy0
+}
+
 show_logs() {
   for log in /tmp/case/out /tmp/case/*.log; do
     [ -s "$log" ] || continue
@@ -41,6 +48,7 @@ while read -r name seconds words command; do
   status=$?
   # Everything but this shell and init: the guest is ours alone.
   kill -9 -1
+  restore
   left=$(objects)
   for _ in $(seq 100); do
     [ "$left" = "$idle" ] && break

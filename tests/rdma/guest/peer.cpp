@@ -7,6 +7,7 @@
 //   send TYPE REPEAT HEX   a message with a right header
 //   raw HEX                a message of exactly these bytes
 //   register OFFSET CHUNKS            REGISTER_REQUEST for the first block that RAM_BLOCKS_RESULT told of (hex)
+//   answer HEX             REGISTER_RESULT: this record as often as the last message had records
 //   compress VALUE OFFSET LENGTH      COMPRESS in that block (hex)
 //   big TYPE LENGTH SIZE   a message of SIZE bytes whose header says LENGTH
 //   ready                  READY: the other side may send
@@ -44,6 +45,7 @@ constexpr std::uint32_t type_ready = 2;
 constexpr std::uint32_t type_blocks = 5;
 constexpr std::uint32_t type_compress = 6;
 constexpr std::uint32_t type_register = 7;
+constexpr std::uint32_t type_result = 8;
 
 std::string current_step = "start";
 
@@ -117,6 +119,7 @@ class Peer {
   }
 
   std::uint64_t block_offset() const noexcept { return block_offset_; }
+  std::uint32_t records() const noexcept { return records_; }
 
   std::uint32_t take() {
     while (messages_.empty()) look();
@@ -166,6 +169,7 @@ class Peer {
     fmt::print("\n");
     std::fflush(stdout);
     if (type == type_blocks && one.length >= 32) block_offset_ = load_be<std::uint64_t>(message + 24);
+    records_ = std::min(load_be<std::uint32_t>(message + 8), 4096U);
     messages_.push_back(type);
     post(one.id);
   }
@@ -178,6 +182,7 @@ class Peer {
   std::unique_ptr<RdmaRegion> region_;
   std::deque<std::uint32_t> messages_;
   std::uint64_t block_offset_ = 0;
+  std::uint32_t records_ = 0;
   bool sent_ = false;
 };
 
@@ -225,6 +230,11 @@ void step(Peer& peer, Script& script, const std::string& word) {
     store_be(body.data(), peer.block_offset() + number(script.next(), 16));
     store_be(body.data() + 16, number(script.next(), 16));
     peer.send(header(24, type_register, 1), body);
+  } else if (word == "answer") {
+    const Bytes record = from_hex(script.next());
+    Bytes body;
+    for (std::uint32_t i = 0; i < peer.records(); ++i) body.insert(body.end(), record.begin(), record.end());
+    peer.send(header(static_cast<std::uint32_t>(body.size()), type_result, peer.records()), body);
   } else if (word == "compress") {
     Bytes body(24);
     store_be(body.data(), static_cast<std::uint32_t>(number(script.next(), 16)));
