@@ -29,6 +29,10 @@ using std::chrono::milliseconds;
 constexpr milliseconds resolve_limit{10000};  // docs/spec/rdma.md 3.1
 constexpr int listen_backlog = 16;            // QEMU's is 5; several queue pairs come at once
 
+// 4.096 us * 2^18, about a second, before a packet that was not acknowledged is sent again. The connection manager's
+// own choice over Ethernet is four; times six tries, a peer whose host is gone would be noticed after half a minute.
+constexpr std::uint8_t ack_timeout = 18;
+
 Error cm_error(std::string_view what) { return Error::from_errno(fmt::format("RDMA ERROR: {}", what)); }
 
 // The event that the last step was for. `what` begins the text when it is another.
@@ -38,6 +42,12 @@ Result<void> expect(Endpoint& endpoint, rdma_cm_event_type wanted, StopSource& s
   if (event->type == wanted) return {};
   if (event->status < 0) return Error::from_errno(fmt::format("RDMA ERROR: {}", what), -event->status);
   return Error(ErrorKind::io, fmt::format("RDMA ERROR: {}: {}", what, name_of(event->type)));
+}
+
+// Not every device lets itself be told; then it keeps its own.
+void set_ack_timeout(rdma_cm_id* id) noexcept {
+  std::uint8_t timeout = ack_timeout;
+  rdma_set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout, sizeof timeout);
 }
 
 Result<std::shared_ptr<Endpoint>> new_endpoint(std::string_view what) {
@@ -52,6 +62,7 @@ Result<std::shared_ptr<Endpoint>> new_endpoint(std::string_view what) {
 
 Result<std::shared_ptr<Endpoint>> resolved(const SocketAddress& to, const std::string& host, StopSource& stop) {
   MD_TRY(auto endpoint, new_endpoint("RDMA ERROR: could not create CM channel"));
+  set_ack_timeout(endpoint->id.get());
   const std::string no_address = fmt::format("could not resolve address {}", printable(host, printable_address_bytes));
   SocketAddress address = to;  // librdmacm takes it writable
   auto* where = reinterpret_cast<sockaddr*>(&address.storage);
@@ -117,6 +128,7 @@ Result<std::unique_ptr<RdmaLink>> VerbsListener::take_request(rdma_cm_id* id, co
   endpoint->id.reset(id);
   MD_TRY(endpoint->events, make_event_channel("RDMA ERROR: could not create rdma event channel"));
   if (rdma_migrate_id(id, endpoint->events.get()) != 0) return cm_error("could not take over the request");
+  set_ack_timeout(id);
   std::string peer = described_peer(*id);
   MD_TRY(std::unique_ptr<VerbsLink> link,
          VerbsLink::make(std::move(endpoint), VerbsLink::Side::accepts, std::move(peer), asked, std::move(domain)));

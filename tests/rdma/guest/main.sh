@@ -26,6 +26,12 @@ restore() {
   [ -e /sys/class/infiniband/rxe0 ] || /usr/sbin/rdma link add rxe0 type rxe netdev dummy0
 }
 
+# What the device met since it was made: packets lost and sent again explain seconds of silence.
+device_counters() {
+  (cd /sys/class/infiniband/rxe0/ports/1/hw_counters && grep -H . duplicate_request out_of_seq_request completer_retry_err \
+    rcvd_rnr_err retry_exceeded_err send_err 2>/dev/null | tr '\n' ' ')
+}
+
 show_logs() {
   for log in /tmp/case/out /tmp/case/*.log; do
     [ -s "$log" ] || continue
@@ -57,6 +63,7 @@ while read -r name seconds words command; do
   done
   took=$(echo "$(up) $start" | awk '{printf "%.1f", $1 - $2}')
   grep '^measured: ' /tmp/case/out
+  echo "device after $name: $(device_counters)"
   if [ $status = 0 ] && [ "$left" != "$idle" ]; then
     echo "not ok $name ($took s): verbs objects stayed: $left, at first $idle"
     idle=$left
