@@ -329,6 +329,11 @@ device_lost() {
   contains "the error" "$(get one /error-desc query-migrate)" "RDMA"
   still_here
   until_status two failed >/dev/null
+  # A soft-RoCE device whose link was down does not connect any more; the next case gets a new one.
+  [ "$1" = removed ] && return 0
+  kill_hard one
+  kill_hard two
+  /usr/sbin/rdma link delete rxe0
 }
 
 nobody_listens() {
