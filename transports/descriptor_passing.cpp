@@ -101,7 +101,7 @@ Result<void> end_writing(int socket) {
 
 Result<std::size_t> receive(int socket, std::span<std::byte> into, std::vector<UniqueFd>& descriptors,
                             const StopSource& stop, const Deadline& deadline) {
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * descriptors_per_message)> control;
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * descriptors_per_message)> control{};
   while (true) {
     MD_TRY([[maybe_unused]] const short ready, await_socket(socket, POLLIN, stop, deadline));
     iovec piece{into.data(), into.size()};

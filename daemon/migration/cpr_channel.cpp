@@ -46,7 +46,7 @@ Result<void> send_descriptors(int socket, std::span<const cpr::NamedDescriptor> 
 Result<ReceivedDescriptors> receive_descriptors(int socket, const StopSource& stop,
                                                 const transports::Deadline& deadline) {
   cpr::CprStateDecoder decoder;
-  std::array<std::byte, read_bytes> buffer;
+  std::array<std::byte, read_bytes> buffer{};
   while (true) {
     std::vector<UniqueFd> descriptors;
     auto got = transports::receive(socket, buffer, descriptors, stop, deadline);

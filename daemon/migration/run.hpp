@@ -52,7 +52,7 @@ struct DaemonService::Run {
   std::unique_ptr<PostcopyControl> postcopy;  // of a source
   std::unique_ptr<RecoveryControl> recovery;  // of a destination
   // False: there is neither.
-  bool break_connections() {
+  bool break_connections() const {
     if (postcopy) postcopy->break_connections();
     if (recovery) recovery->break_connections();
     return postcopy || recovery;
