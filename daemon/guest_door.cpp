@@ -302,20 +302,18 @@ void GuestDoor::greet(UniqueFd client) {
   if (welcome && visitor_)
     welcome = machine_error(visitor_->link()->lost() ? "the machine of the guest before is still being migrated"
                                                      : "another guest is attached to this daemon");
-  if (welcome) {
-    auto visitor = Visitor::make(*this, ++visitors_, std::move(client));
-    if (visitor) {
-      visitor_ = std::move(*visitor);
-      patience_->start(registration_wait, [this] {
-        log::warning("guest: it did not say READY in time");
-        if (visitor_) visitor_->link()->hang_up();
-      });
-      return;
-    }
-    welcome = std::move(visitor).error();
+  if (!welcome) {
+    log::warning(fmt::format("guest: not let in: {}", welcome.error().text()));
+    return say_no(client.get(), welcome.error().text());
   }
-  log::warning(fmt::format("guest: not let in: {}", welcome.error().text()));
-  if (client) say_no(client.get(), welcome.error().text());
+  auto visitor = Visitor::make(*this, ++visitors_, std::move(client));
+  // Its socket is closed by now.
+  if (!visitor) return log::warning(fmt::format("guest: not let in: {}", visitor.error().text()));
+  visitor_ = std::move(*visitor);
+  patience_->start(registration_wait, [this] {
+    log::warning("guest: it did not say READY in time");
+    if (visitor_) visitor_->link()->hang_up();
+  });
 }
 
 void GuestDoor::take_ready(const guest::Header& request, RegisteredGuest guest,
