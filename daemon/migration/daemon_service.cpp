@@ -177,15 +177,6 @@ Result<void> DaemonService::migrate(const transports::Address& address, const st
       address, std::move(plan), [&cpr] { return connect_cpr(*cpr); }, fds);
 }
 
-Result<void> DaemonService::migrate_by_cpr(CprHandOver hand_over, const transports::Address& main,
-                                           transports::FdSource& fds) {
-  qmp::MigrationParameters parameters = parameters_;
-  parameters.mode = qmp::MigMode::cpr_transfer;
-  MD_TRY(SourcePlan plan, make_source_plan(capabilities_, parameters, main, true));
-  return start_outgoing(
-      main, std::move(plan), [&hand_over] { return Result<CprHandOver>(std::move(hand_over)); }, fds);
-}
-
 Result<void> DaemonService::start_outgoing(const transports::Address& address, SourcePlan plan,
                                            const std::function<Result<CprHandOver>()>& hand_over,
                                            transports::FdSource& fds) {

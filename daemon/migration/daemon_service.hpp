@@ -70,14 +70,9 @@ class DaemonService final : public MigrationService, public GuestKeeper, private
   // `main` (defer) migrate-incoming says where; it may do so before or after they came.
   Result<void> await_cpr(const transports::Address& cpr, std::optional<transports::Address> main,
                          transports::FdSource& fds);
-  // The descriptors have come already, over a connection of the caller's.
-  Result<void> receive_by_cpr(std::vector<cpr::NamedDescriptor> descriptors, const transports::Address& main,
-                              transports::FdSource& fds);
-  // migrate, by cpr-transfer whatever the parameter `mode` says, over a socket that is connected already.
-  Result<void> migrate_by_cpr(CprHandOver hand_over, const transports::Address& main, transports::FdSource& fds);
 
   // --- this daemon is replaced by another, or replaces one (daemon/update, daemon_service_update.cpp)
-  // ------------------ What would go along; nothing: there is no machine. The error says why it cannot go now.
+  // What would go along; nothing: there is no machine. The error says why it cannot go now.
   Result<std::optional<MachineKind>> check_hand_over() const;
   // `done` is called unless this fails at once. No other migration starts meanwhile.
   Result<void> hand_over(HandOver to);

@@ -114,9 +114,4 @@ void DaemonService::rearm_cpr() {
   }
 }
 
-Result<void> DaemonService::receive_by_cpr(std::vector<cpr::NamedDescriptor> descriptors,
-                                           const transports::Address& main, transports::FdSource& fds) {
-  return start_incoming(main, false, fds, &descriptors);
-}
-
 }  // namespace migrationd::migration

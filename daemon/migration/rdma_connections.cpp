@@ -53,8 +53,7 @@ class Connecting {
       if (!connected) {
         return std::move(connected).error().with(
             "RDMA: the second connection, for the return path (return-path or postcopy-ram must be on at both ends; "
-            "QEMU "
-            "before 8.0 takes one with postcopy-ram only)");
+            "QEMU before 8.0 takes one with postcopy-ram only)");
       }
     }
     for (std::uint8_t lane = 1; lane <= settled_.lanes; ++lane) {
