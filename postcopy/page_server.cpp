@@ -3,11 +3,11 @@
 
 #include "postcopy/working_set.hpp"
 #include "ram/ram_map.hpp"
+#include "transports/closed_by_peer.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -29,12 +29,6 @@ constexpr std::uint64_t head_start_pages = 16384;
 constexpr auto idle_poll = std::chrono::milliseconds(50);
 
 std::uint64_t end_of(const PageRange& range) noexcept { return range.run.first + range.run.count; }
-
-// By a peer that has what it wants, or one that is gone: the main connection says which. What a network lost is
-// neither.
-bool closed_by_peer(const Error& error) noexcept {
-  return error.sys_errno() == EPIPE || error.sys_errno() == ECONNRESET;
-}
 
 }  // namespace
 
@@ -131,7 +125,7 @@ Result<void> PageServer::serve(const stream::reply::RequestPages& request) {
   const std::lock_guard serving(serving_);
   if (ended_) return {};
   auto sent = answer(*wanted);
-  if (!sent && stream_ended_ && !broke_it() && closed_by_peer(sent.error())) {
+  if (!sent && stream_ended_ && !broke_it() && transports::closed_by_peer(sent.error())) {
     ended_ = true;
     return {};
   }
@@ -469,7 +463,7 @@ Result<void> PageServer::end_preempt() {
   if (ended_) return {};
   ended_ = true;
   auto marked = PageLane::Turn(*preempt_).end_records();
-  if (!marked && closed_by_peer(marked.error())) return {};
+  if (!marked && transports::closed_by_peer(marked.error())) return {};
   return marked;
 }
 

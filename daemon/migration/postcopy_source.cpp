@@ -4,6 +4,7 @@
 #include "base/log.hpp"
 #include "daemon/migration/multifd_rules.hpp"
 #include "protocol/stream/commands.hpp"
+#include "transports/closed_by_peer.hpp"
 
 #include <fmt/format.h>
 
@@ -184,8 +185,17 @@ Result<void> PostcopySource::serve() {
       unknown_ = outcome == Outcome::unknown;
       return link_.return_path->why();
     }
-    MD_CHECK(recover(std::move(served).error()));
+    MD_CHECK(recover(cause_of(std::move(served).error())));
   }
+}
+
+// A write that fails says only that nobody reads any more; why, the return path's thread hears. Which of the two
+// threads meets the end first is chance.
+Error PostcopySource::cause_of(Error met) const {
+  if (!transports::closed_by_peer(met) || !link_.return_path) return met;
+  const PeerAnswer answer = link_.return_path->wait_for_answer(peers_word_wait);
+  const bool heard = answer != PeerAnswer::none && answer != PeerAnswer::success;
+  return heard ? link_.return_path->why() : std::move(met);
 }
 
 // It answers the PING in front of RUN before it runs anything. So it never ran there if it says so; and if a connection
@@ -270,7 +280,7 @@ Result<void> PostcopySource::recover(Error why) {
       events_.status(MigrationStatus::postcopy_active);
       return {};
     }
-    why = std::move(again).error().with("postcopy: recover");
+    why = cause_of(std::move(again).error()).with("postcopy: recover");
   }
 }
 

@@ -97,6 +97,8 @@ class PostcopySource final : public PostcopyListener {
   // Whether the machine can have run there, after a connection ended.
   enum class Outcome : std::uint8_t { may_run, refused, unknown };
   Outcome outcome_there() const;
+  // What is told of the end that one thread met as `met`.
+  Error cause_of(Error met) const;
   Result<void> serve_connection();
   Result<void> await_run();
   Result<void> await_success();
