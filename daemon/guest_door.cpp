@@ -2,6 +2,7 @@
 #include "daemon/guest_door.hpp"
 
 #include "base/log.hpp"
+#include "base/option_words.hpp"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -38,25 +39,20 @@ Result<Number> parse_number(std::string_view word, std::string_view digits, Numb
 
 Result<AttachedOptions> parse_attached_options(std::string_view text) {
   AttachedOptions options;
-  text.remove_prefix(text.substr(0, text.find(',')).size());
-  while (!text.empty()) {
-    text.remove_prefix(1);
-    const std::string_view word = text.substr(0, text.find(','));
-    text.remove_prefix(word.size());
-    const std::string_view value = word.substr(word.find('=') + 1);
-    if (word.starts_with("socket=")) {
+  for (const auto& [word, key, value] : option_words(text)) {
+    if (key == "socket") {
       options.socket.path = value;
-    } else if (word.starts_with("mode=")) {
+    } else if (key == "mode") {
       unsigned mode = 0;
       const auto [end, failure] = std::from_chars(value.data(), value.data() + value.size(), mode, 8);
       if (failure != std::errc() || end != value.data() + value.size() || mode > 0777)
         return plan_error("attached: mode '" + printable(value) + "' is not an octal mode such as 0660");
       options.socket.mode = static_cast<mode_t>(mode);
-    } else if (word.starts_with("group=")) {
+    } else if (key == "group") {
       options.socket.group = std::string(value);
-    } else if (word.starts_with("uid=")) {
+    } else if (key == "uid") {
       MD_TRY(options.uid, parse_number<uid_t>("uid=", value, 0, static_cast<uid_t>(-2)));
-    } else if (word.starts_with("deadline=")) {
+    } else if (key == "deadline") {
       // A deadline longer than the patience of who waits for query-status is none.
       MD_TRY(const auto deadline, parse_number<std::uint32_t>("deadline=", value, 10, 600000));
       options.deadline = std::chrono::milliseconds(deadline);

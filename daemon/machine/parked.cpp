@@ -2,6 +2,7 @@
 #include "daemon/machine/parked.hpp"
 
 #include "base/limits.hpp"
+#include "base/option_words.hpp"
 #include "protocol/stream/globalstate.hpp"
 
 #include <fcntl.h>
@@ -87,18 +88,13 @@ Result<nlohmann::json> ParkedMachine::verify(const StopSource&) {
 
 Result<MemoryFiles> parse_parked_options(std::string_view text) {
   MemoryFiles files;
-  text.remove_prefix(text.substr(0, text.find(',')).size());
-  while (!text.empty()) {
-    text.remove_prefix(1);
-    const std::string_view word = text.substr(0, text.find(','));
-    text.remove_prefix(word.size());
-    constexpr std::string_view key = "memory=";
-    const auto colon = word.find(':');
-    if (!word.starts_with(key) || colon == std::string_view::npos || colon <= key.size() || colon + 1 == word.size()) {
-      return plan_error("parked: '" + printable(word) + "' is not an option (memory=BLOCK:PATH)");
+  for (const OptionWord& word : option_words(text)) {
+    const auto colon = word.value.find(':');
+    if (word.key != "memory" || colon == std::string_view::npos || colon == 0 || colon + 1 == word.value.size()) {
+      return plan_error("parked: '" + printable(word.text) + "' is not an option (memory=BLOCK:PATH)");
     }
-    const std::string name(word.substr(key.size(), colon - key.size()));
-    if (!files.emplace(name, word.substr(colon + 1)).second) {
+    const std::string name(word.value.substr(0, colon));
+    if (!files.emplace(name, word.value.substr(colon + 1)).second) {
       return plan_error("parked: block '" + printable(name) + "' has two files");
     }
   }

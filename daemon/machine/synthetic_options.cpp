@@ -2,6 +2,7 @@
 #include "daemon/machine/synthetic_options.hpp"
 
 #include "base/limits.hpp"
+#include "base/option_words.hpp"
 
 #include <fmt/format.h>
 
@@ -152,18 +153,12 @@ Result<SyntheticOptions> parse_synthetic_options(std::string_view text) {
     return plan_error(fmt::format("machine '{}' is not synthetic", printable(text.substr(0, name_end))));
   }
   std::set<std::string_view> seen;
-  for (std::string_view rest = text.substr(name_end); !rest.empty();) {
-    rest.remove_prefix(1);
-    const auto end = std::min(rest.find(','), rest.size());
-    const std::string_view word = rest.substr(0, end);
-    rest.remove_prefix(end);
-    const auto equals = word.find('=');
-    if (equals == std::string_view::npos) {
+  for (const auto& [word, key, value] : option_words(text)) {
+    if (word.size() == key.size()) {
       return plan_error(fmt::format("machine synthetic: '{}' is not of the form key=value", printable(word)));
     }
-    const std::string_view key = word.substr(0, equals);
     if (!seen.insert(key).second) return contradiction(fmt::format("'{}' stands twice", printable(key)));
-    MD_CHECK(set_word(words, key, word.substr(equals + 1)));
+    MD_CHECK(set_word(words, key, value));
   }
   return finish(std::move(words));
 }
