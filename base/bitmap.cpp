@@ -47,6 +47,11 @@ void Bitmap::clear_range(std::size_t first, std::size_t count) noexcept {
 
 void Bitmap::clear_all() noexcept { std::fill(words_.begin(), words_.end(), 0); }
 
+void Bitmap::invert() noexcept {
+  for (std::uint64_t& word : words_) word = ~word;
+  if (bits_ % 64 != 0) words_.back() &= mask(0, bits_ % 64);
+}
+
 std::size_t Bitmap::count() const noexcept {
   std::size_t total = 0;
   for (const std::uint64_t word : words_) total += static_cast<std::size_t>(std::popcount(word));

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "postcopy/page_server.hpp"
 
+#include "base/closed_by_peer.hpp"
 #include "postcopy/working_set.hpp"
 #include "ram/ram_map.hpp"
-#include "transports/closed_by_peer.hpp"
 
 #include <fmt/format.h>
 
@@ -125,7 +125,7 @@ Result<void> PageServer::serve(const stream::reply::RequestPages& request) {
   const std::lock_guard serving(serving_);
   if (ended_) return {};
   auto sent = answer(*wanted);
-  if (!sent && stream_ended_ && !broke_it() && transports::closed_by_peer(sent.error())) {
+  if (!sent && stream_ended_ && !broke_it() && closed_by_peer(sent.error())) {
     ended_ = true;
     return {};
   }
@@ -463,7 +463,7 @@ Result<void> PageServer::end_preempt() {
   if (ended_) return {};
   ended_ = true;
   auto marked = PageLane::Turn(*preempt_).end_records();
-  if (!marked && transports::closed_by_peer(marked.error())) return {};
+  if (!marked && closed_by_peer(marked.error())) return {};
   return marked;
 }
 

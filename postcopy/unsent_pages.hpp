@@ -11,8 +11,8 @@
 // placed there as a whole. So the dirty bitmaps are rounded outward at the start, and every claim is whole host pages.
 //
 // Two bits per page:
-//   unsent  nobody has claimed it; a request may
-//   due     the background has still to look at it; always unsent too
+//   sent     somebody has claimed it; until then, a request may
+//   settled  the background need not look at it any more; always, if it is sent
 // They differ for pages that are zero without being looked at (holes): the background passes over them with skip(),
 // for a page that never comes reads as zero in the end; but somebody may wait for one until then, and asks.
 //
@@ -23,6 +23,7 @@
 #pragma once
 
 #include "base/bitmap.hpp"
+#include "postcopy/block_shape.hpp"
 #include "ram/dirty_log.hpp"
 #include "ram/page_batch.hpp"
 
@@ -47,11 +48,9 @@ class UnsentPages {
   // `dirty`: what the destination lacks, one bitmap per block. `host_pages`: target pages per host page of each block,
   // a power of two that divides the block's pages.
   UnsentPages(ram::DirtyBitmaps dirty, std::vector<std::uint64_t> host_pages);
+  // It lacks every page.
+  explicit UnsentPages(std::span<const BlockShape> blocks);
 
-  std::size_t blocks() const noexcept { return unsent_.size(); }
-  std::uint64_t host_pages(std::size_t block) const noexcept { return host_pages_[block]; }
-  // What a request may still claim; rounded to host pages.
-  const ram::DirtyBitmaps& unsent() const noexcept { return unsent_; }
   // Target pages that the background has still to look at.
   std::uint64_t due_pages() const noexcept { return due_pages_; }
 
@@ -86,13 +85,14 @@ class UnsentPages {
   };
 
   ram::PageRun outward(std::size_t block, ram::PageRun run) const noexcept;
-  std::optional<ram::PageRun> first_run(const Bitmap& bitmap, ram::PageRun within) const noexcept;
-  void clear_due(std::size_t block, ram::PageRun run) noexcept;
+  std::optional<ram::PageRun> first_clear_run(const Bitmap& bitmap, ram::PageRun within) const noexcept;
+  void settle(std::size_t block, ram::PageRun run) noexcept;
   std::optional<PageRange> next_preferred(std::uint64_t most);
   std::optional<PageRange> next_from_cursor(std::uint64_t most);
 
-  ram::DirtyBitmaps unsent_;
-  ram::DirtyBitmaps due_;
+  // Bits of what is done, not of what is to do: a machine of which nothing was sent needs no memory for them.
+  std::vector<Bitmap> sent_;
+  std::vector<Bitmap> settled_;
   std::vector<std::uint64_t> host_pages_;
   std::uint64_t due_pages_ = 0;
   Cursor cursor_;

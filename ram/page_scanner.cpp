@@ -2,6 +2,7 @@
 #include "ram/page_scanner.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace migrationd::ram {
 namespace {
@@ -50,10 +51,27 @@ void PageScanner::count_remaining() noexcept {
   for (const Bitmap& bitmap : dirty_) remaining_ += bitmap.count();
 }
 
-Result<void> PageScanner::begin_first_pass() {
+void PageScanner::mark_everything() {
+  if (!std::exchange(everything_, false)) return;
   for (Bitmap& bitmap : dirty_) bitmap.set_all();
   forget_left_out();
-  count_remaining();
+}
+
+std::optional<DirtyBitmaps> PageScanner::take_dirty() {
+  const bool whole = std::find(left_out_.begin(), left_out_.end(), true) == left_out_.end();
+  if (whole && frontier_ == Position{}) return std::nullopt;
+  mark_everything();
+  return std::move(dirty_);
+}
+
+// An instant resume sends nothing in this pass: no bit is written before next() is asked.
+Result<void> PageScanner::begin_first_pass() {
+  everything_ = true;
+  remaining_ = 0;
+  for (std::size_t index = 0; index < dirty_.size(); ++index) {
+    const bool left_out = index < left_out_.size() && left_out_[index];
+    if (!left_out) remaining_ += dirty_[index].size();
+  }
   frontier_ = {};
   return start_sweep();
 }
@@ -61,6 +79,7 @@ Result<void> PageScanner::begin_first_pass() {
 Result<std::uint64_t> PageScanner::begin_pass(DirtyLog* log) {
   std::uint64_t reported = 0;
   if (log != nullptr) {
+    mark_everything();
     MD_TRY(reported, log->sync(dirty_));
     forget_left_out();
     // Counted anew, because reported pages may have been dirty already: 2 MiB of bits for 64 GiB, once per pass.
@@ -108,6 +127,7 @@ void PageScanner::take(PageRun run) {
 }
 
 Result<const PageBatch*> PageScanner::next() {
+  mark_everything();
   batch_.reset(at_.block, BatchKind::data);
   while (at_.block < dirty_.size()) {
     const Bitmap& bitmap = dirty_[at_.block];

@@ -50,7 +50,8 @@ class PageScanner {
   // Pages with their bit set.
   std::uint64_t remaining_pages() const noexcept { return remaining_; }
   std::uint64_t remaining_bytes() const noexcept { return remaining_ * page_size; }
-  const DirtyBitmaps& dirty() const noexcept { return dirty_; }
+  // What is dirty; afterwards the scanner is good for nothing. None: every page is, and none was handed out by next().
+  std::optional<DirtyBitmaps> take_dirty();
 
  private:
   struct Block {
@@ -73,6 +74,8 @@ class PageScanner {
 
   PageScanner(RamMap& map, std::vector<Block> blocks);
   Result<void> start_sweep();
+  // Before anybody looks at the bits.
+  void mark_everything();
   void forget_left_out();
   void count_remaining() noexcept;
   // What the dirty pages [first, end) of the sweep's block begin with.
@@ -84,6 +87,7 @@ class PageScanner {
   RamMap* map_;
   std::vector<Block> blocks_;
   DirtyBitmaps dirty_;
+  bool everything_ = false;     // is dirty; dirty_ does not say so yet
   std::vector<bool> left_out_;  // empty: none
   PageBatch batch_;
   std::uint64_t remaining_ = 0;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/migration/postcopy_source.hpp"
 
+#include "base/closed_by_peer.hpp"
 #include "base/log.hpp"
 #include "daemon/migration/multifd_rules.hpp"
 #include "protocol/stream/commands.hpp"
-#include "transports/closed_by_peer.hpp"
 
 #include <fmt/format.h>
 
@@ -132,7 +132,7 @@ void PostcopySource::keep_working_set() {
 
 // --- hand-over ----------------------------------------------------------------------------------------------------
 
-Result<void> PostcopySource::start_server(ram::DirtyBitmaps lacking) {
+Result<void> PostcopySource::start_server(postcopy::UnsentPages unsent) {
   if (link_.preempt && !link_.preempt_writer) {
     link_.preempt_writer = std::make_unique<transports::BufferedWriter>(*link_.preempt);
   }
@@ -142,7 +142,6 @@ Result<void> PostcopySource::start_server(ram::DirtyBitmaps lacking) {
   options.bandwidth = &limits_.max_postcopy_bandwidth;
   options.background = &limits_.postcopy_background;
   options.turns = turns_ ? &*turns_ : nullptr;
-  postcopy::UnsentPages unsent(std::move(lacking), host_pages());
   unsent.prefer(working_set_);
   MD_TRY(server_, postcopy::PageServer::make(blocks_, std::move(unsent), origin(), *link_.writer,
                                              link_.preempt_writer.get(), options, progress_.postcopy, stop_));
@@ -152,17 +151,18 @@ Result<void> PostcopySource::start_server(ram::DirtyBitmaps lacking) {
   return {};
 }
 
-Result<void> PostcopySource::hand_over(SourceLink link, ram::DirtyBitmaps lacking, bool nothing_sent,
+Result<void> PostcopySource::hand_over(SourceLink link, std::optional<ram::DirtyBitmaps> lacking,
                                        std::vector<DeviceSection> devices) {
   link_ = std::move(link);
   ByteWriter out;
   if (machine_.configuration().switchover_start) stream::encode_command(out, stream::command::SwitchoverStart{});
-  const auto discards = nothing_sent ? postcopy::formal_discard(blocks_) : postcopy::plan_discards(blocks_, lacking);
+  const auto discards = lacking ? postcopy::plan_discards(blocks_, *lacking) : postcopy::formal_discard(blocks_);
   for (const auto& discard : discards) stream::encode_command(out, discard);
   stream::encode_command(out, stream::command::Ping{postcopy::ping_after_discards});
   MD_CHECK(postcopy::encode_package(out, devices));
   stream::encode_command(out, stream::command::Ping{postcopy::ping_after_package});
-  MD_CHECK(start_server(std::move(lacking)));
+  MD_CHECK(start_server(lacking ? postcopy::UnsentPages(std::move(*lacking), host_pages())
+                                : postcopy::UnsentPages(blocks_)));
 
   if (!control_.commit()) return cancelled_error();
   handed_over_ = true;
@@ -192,7 +192,7 @@ Result<void> PostcopySource::serve() {
 // A write that fails says only that nobody reads any more; why, the return path's thread hears. Which of the two
 // threads meets the end first is chance.
 Error PostcopySource::cause_of(Error met) const {
-  if (!transports::closed_by_peer(met) || !link_.return_path) return met;
+  if (!closed_by_peer(met) || !link_.return_path) return met;
   const PeerAnswer answer = link_.return_path->wait_for_answer(peers_word_wait);
   const bool heard = answer != PeerAnswer::none && answer != PeerAnswer::success;
   return heard ? link_.return_path->why() : std::move(met);
@@ -305,7 +305,7 @@ Result<void> PostcopySource::reconnect(transports::OutgoingTarget target) {
   if (plan_.preempt && !link_.preempt) {
     MD_TRY(link_.preempt, target.connect(stop_));
   }
-  MD_CHECK(start_server(std::move(lacking)));
+  MD_CHECK(start_server(postcopy::UnsentPages(std::move(lacking), host_pages())));
   // Requests come as soon as it has read RESUME.
   serving_.store(server_.get(), std::memory_order_release);
   return say_resume();

@@ -67,8 +67,7 @@ class PostcopySource final : public PostcopyListener {
   Result<void> prepare(SourceLink& link, transports::OutgoingTarget& target);
   // The machine is stopped; `lacking` is what the destination has not, or has stale. `nothing_sent`: it had no page at
   // all. True: the package was tried, and the machine is the peer's, whatever the result.
-  Result<void> hand_over(SourceLink link, ram::DirtyBitmaps lacking, bool nothing_sent,
-                         std::vector<DeviceSection> devices);
+  Result<void> hand_over(SourceLink link, std::optional<ram::DirtyBitmaps> lacking, std::vector<DeviceSection> devices);
   bool handed_over() const noexcept { return handed_over_; }
   // To the end; see the top. Errors: cancelled by the stop; or the destination never came as far as RUN, and
   // handed_over() is false again. It said so: the machine is ours as before. It only went away, in order:
@@ -93,7 +92,7 @@ class PostcopySource final : public PostcopyListener {
   void open_working_set();
   void keep_working_set();
   std::vector<std::uint64_t> host_pages() const;
-  Result<void> start_server(ram::DirtyBitmaps lacking);
+  Result<void> start_server(postcopy::UnsentPages unsent);
   // Whether the machine can have run there, after a connection ended.
   enum class Outcome : std::uint8_t { may_run, refused, unknown };
   Outcome outcome_there() const;

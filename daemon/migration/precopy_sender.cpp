@@ -197,11 +197,11 @@ void PrecopySender::publish() {
   }
 }
 
-Result<ram::DirtyBitmaps> PrecopySender::freeze() {
+Result<std::optional<ram::DirtyBitmaps>> PrecopySender::freeze() {
   progress_.precopy_bytes = counters_.transferred.get();
   MD_TRY([[maybe_unused]] const bool may_stop, synchronise());
   MD_CHECK(writer_.flush());
-  return scanner_.dirty();
+  return scanner_.take_dirty();
 }
 
 Result<void> PrecopySender::send_end() {

@@ -331,17 +331,16 @@ Result<void> MigrationSource::go_by_postcopy() {
   // Asked for when the machine stood still already: a destination that waits for the second connection would wait in
   // vain.
   if (!postcopy_prepared_) MD_CHECK(prepare_postcopy());
-  MD_TRY(ram::DirtyBitmaps lacking, sender_->freeze());
+  MD_TRY(std::optional<ram::DirtyBitmaps> lacking, sender_->freeze());
   auto devices = machine_.save_devices(run_control_.outgoing_state_name());
   if (!devices) return std::move(devices).error().with("save devices");
   MD_CHECK(machine_.ram().check());
   sent_before_ = sender_->total_sent();
-  const bool nothing_sent = plan_.postcopy->at_once && progress_.normal_pages + progress_.zero_pages == 0;
   sender_.reset();
   publish_channels();
   rdma_ = nullptr;
 
-  auto handed_over = postcopy_->hand_over(lend_link(), std::move(lacking), nothing_sent, std::move(devices->sections));
+  auto handed_over = postcopy_->hand_over(lend_link(), std::move(lacking), std::move(devices->sections));
   if (!postcopy_->handed_over()) return handed_over;
   point_ = Point::handed_over;
   written_at_ = Clock::now();

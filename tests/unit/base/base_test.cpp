@@ -73,6 +73,21 @@ TEST_CASE("Bitmap.ranges_and_searches_cross_words") {
   CHECK(map.find_clear(0) == 200);
 }
 
+TEST_CASE("Bitmap.begins_clear_and_inverts_within_its_size") {
+  for (const std::size_t bits : {1, 63, 64, 65, 1 << 20}) {
+    Bitmap map(bits);
+    CHECK(map.count() == 0);
+    map.set(bits - 1);
+    Bitmap other = map;
+    other.invert();
+    CHECK(other.count() == bits - 1);
+    CHECK(other.find_set(bits - 1) == bits);
+    other.invert();
+    CHECK(other.count() == 1);
+    CHECK(other.test(bits - 1));
+  }
+}
+
 TEST_CASE("StopSource.wakes_a_sleeper_and_stays_raised") {
   auto stop = std::move(*StopSource::make());
   CHECK(stop->sleep_for(std::chrono::milliseconds(1)));

@@ -35,6 +35,16 @@ TEST_CASE("UnsentPages.background_sends_every_page_once_in_order") {
   CHECK_FALSE(pages.claim_requested(0, {5, 1}));
 }
 
+TEST_CASE("UnsentPages.of_a_machine_of_which_nothing_was_sent_are_all") {
+  const std::vector<BlockShape> blocks{{"small", 70, 1}, {"huge", 1024, 512}};
+  UnsentPages pages(blocks);
+  CHECK(pages.due_pages() == 1094);
+  CHECK(pages.claim_requested(0, {69, 1}) == PageRun{69, 1});
+  CHECK(pages.claim_requested(1, {600, 1}) == PageRun{512, 512});
+  CHECK(pages.due_pages() == 581);
+  CHECK(background(pages, 1000) == std::vector<PageRange>{{0, {0, 69}}, {1, {0, 512}}});
+}
+
 TEST_CASE("UnsentPages.a_request_is_claimed_once_and_its_neighbours_come_next") {
   UnsentPages pages(all_dirty({100, 100}), {1, 1});
   CHECK(pages.claim_requested(1, {50, 1}) == PageRun{50, 1});

@@ -147,3 +147,43 @@ TEST_CASE("PageScanner.alternating_data_and_holes_stay_cheap_and_exact") {
   CHECK(data == 10000);
   CHECK(holes == 10000);
 }
+
+TEST_CASE("PageScanner.says_nothing_of_bits_while_every_page_is_dirty") {
+  RamMap map = map_of({100, 8});
+  auto scanner = PageScanner::of(map);
+  REQUIRE(scanner.has_value());
+  REQUIRE(scanner->begin_first_pass().has_value());
+  CHECK(scanner->remaining_pages() == 108);
+  ScriptedLog log;
+  log.pages = {{0, 7}};
+  REQUIRE(scanner->begin_pass(&log).has_value());
+  CHECK(scanner->remaining_pages() == 108);
+  CHECK_FALSE(scanner->take_dirty());
+}
+
+TEST_CASE("PageScanner.tells_what_is_dirty_once_something_was_handed_out") {
+  RamMap map = map_of({100, 8});
+  write(map, 0, 0);
+  auto scanner = PageScanner::of(map);
+  REQUIRE(scanner.has_value());
+  REQUIRE(scanner->begin_first_pass().has_value());
+  CHECK(sweep(*scanner, 1) == std::vector<Seen>{{0, BatchKind::data, 0, 1}});
+  const auto dirty = scanner->take_dirty();
+  REQUIRE(dirty);
+  CHECK((*dirty)[0].count() == 99);
+  CHECK_FALSE((*dirty)[0].test(0));
+  CHECK((*dirty)[1].count() == 8);
+}
+
+TEST_CASE("PageScanner.tells_what_is_dirty_where_a_block_stays") {
+  RamMap map = map_of({100, 8});
+  auto scanner = PageScanner::of(map);
+  REQUIRE(scanner.has_value());
+  scanner->leave_out({true, false});
+  REQUIRE(scanner->begin_first_pass().has_value());
+  CHECK(scanner->remaining_pages() == 8);
+  const auto dirty = scanner->take_dirty();
+  REQUIRE(dirty);
+  CHECK((*dirty)[0].count() == 0);
+  CHECK((*dirty)[1].count() == 8);
+}

@@ -5,7 +5,7 @@
 
 #include <cerrno>
 
-namespace migrationd::transports {
+namespace migrationd {
 
 // A write that failed because nobody reads any more: the peer has what it wants, or is gone; what it said last tells
 // which. What a network lost is neither.
@@ -13,4 +13,4 @@ inline bool closed_by_peer(const Error& error) noexcept {
   return error.sys_errno() == EPIPE || error.sys_errno() == ECONNRESET;
 }
 
-}  // namespace migrationd::transports
+}  // namespace migrationd
