@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -15,22 +17,25 @@ namespace {
 
 using std::chrono::steady_clock;
 
-// Revents of the socket; the stop and the deadline are errors.
-Result<short> await_socket(int socket, short events, const StopSource& stop, const Deadline& deadline) {
-  pollfd polled[2] = {{socket, events, 0}, {stop.fd(), POLLIN, 0}};
+// Revents of the socket; the stop and the deadline are errors. The end of a process that is watched counts as a
+// hang-up.
+Result<short> await_socket(int socket, short events, const StopSource& stop, const Deadline& deadline,
+                           int peer_process = -1) {
+  pollfd polled[3] = {{socket, events, 0}, {stop.fd(), POLLIN, 0}, {peer_process, POLLIN, 0}};
   while (true) {
     int wait = -1;
     if (deadline) {
       const auto left = std::chrono::ceil<std::chrono::milliseconds>(*deadline - steady_clock::now());
       wait = static_cast<int>(std::max<std::int64_t>(left.count(), 0));
     }
-    const int ready = ::poll(polled, 2, wait);
+    const int ready = ::poll(polled, 3, wait);
     if (stop.requested()) return cancelled_error();
     if (ready < 0 && errno != EINTR) return Error::from_errno("wait for the socket");
     if (ready == 0 && deadline && steady_clock::now() >= *deadline) {
       return Error::from_errno("the peer kept silent", ETIMEDOUT);
     }
     if (ready > 0 && polled[0].revents != 0) return polled[0].revents;
+    if (ready > 0 && polled[2].revents != 0) return POLLHUP;
   }
 }
 
@@ -122,9 +127,19 @@ Result<std::size_t> receive(int socket, std::span<std::byte> into, std::vector<U
   }
 }
 
-Result<bool> await_hangup(int socket, const StopSource& stop) {
+// Its number may have been given to another process since; then the one that connected is gone all the same, and what
+// is told of it too late is true.
+UniqueFd watch_peer_process(int socket) noexcept {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return {};
+  if (peer.pid <= 0 || peer.pid == ::getpid()) return {};
+  return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, peer.pid, 0)));
+}
+
+Result<bool> await_hangup(int socket, const StopSource& stop, int peer_process) {
   while (true) {
-    MD_TRY(const short seen, await_socket(socket, 0, stop, {}));
+    MD_TRY(const short seen, await_socket(socket, 0, stop, {}, peer_process));
     if ((seen & POLLNVAL) != 0) return Error::from_errno("wait for the peer's end of the socket", EBADF);
     // Bytes that nobody read make the close a reset.
     if ((seen & POLLERR) != 0) return false;

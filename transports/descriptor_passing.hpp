@@ -38,7 +38,12 @@ Result<void> end_writing(int socket);
 Result<std::size_t> receive(int socket, std::span<std::byte> into, std::vector<UniqueFd>& descriptors,
                             const StopSource& stop, const Deadline& deadline);
 
-// Waits until the peer has closed its end (or is gone). Call it after end_writing(). True: it had read everything.
-Result<bool> await_hangup(int socket, const StopSource& stop);
+// The process that connected `socket`: readable (poll) once it has ended, whoever else holds its end of the socket
+// still. None where the kernel does not show it (another pid namespace), or where it is this process.
+UniqueFd watch_peer_process(int socket) noexcept;
+
+// Waits until the peer has closed its end (or is gone, if its process is watched). Call it after end_writing(). True:
+// it had read everything, or it is gone.
+Result<bool> await_hangup(int socket, const StopSource& stop, int peer_process = -1);
 
 }  // namespace migrationd::transports

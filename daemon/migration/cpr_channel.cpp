@@ -72,4 +72,11 @@ Result<void> await_new_process(int socket, const StopSource& stop) {
   return ended_early();
 }
 
+Result<void> await_old_process(int socket, const StopSource& stop) {
+  const UniqueFd process = transports::watch_peer_process(socket);
+  auto ended = transports::await_hangup(socket, stop, process.get());
+  if (!ended && ended.error().is_cancelled()) return std::move(ended).error();
+  return {};
+}
+
 }  // namespace migrationd::migration

@@ -4,6 +4,7 @@
 //
 //   old process: send_descriptors() → await_hangup() → connect the main channel
 //   new process: receive_descriptors() → listen on the main channel → close the socket
+//                (await_old_process() meanwhile)
 //
 // Errors name the channel. Descriptors given stay the caller's; those received are owned by the result.
 // Thread: any one.
@@ -30,7 +31,11 @@ struct ReceivedDescriptors {
 Result<ReceivedDescriptors> receive_descriptors(int socket, const StopSource& stop,
                                                 const transports::Deadline& deadline);
 
-// Until the new process has closed its end. An error if it did so before it had read the list.
+// Until the new process has closed its end. An error if it did so before it had read the list. Its process is not
+// watched: who listened need not be who reads (a supervisor's socket, a process that became a daemon).
 Result<void> await_new_process(int socket, const StopSource& stop);
+// Behind its list: until the old process has closed its end, or has ended while a child of it holds that open. Error:
+// the stop.
+Result<void> await_old_process(int socket, const StopSource& stop);
 
 }  // namespace migrationd::migration

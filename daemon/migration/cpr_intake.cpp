@@ -70,7 +70,7 @@ bool CprIntake::take_one() {
     return true;
   }
   report(std::move(received->entries));
-  if (auto ended = await_new_process(fd, *stop_); !ended && ended.error().is_cancelled()) return false;
+  if (!await_old_process(fd, *stop_)) return false;
   post_([&listener = listener_, number = number_] { listener.cpr_given_up(number); });
   return true;
 }

@@ -292,6 +292,52 @@ def gives_up(folder: Path) -> None:
             same_memory(source, park)
 
 
+def _old_process_that_forked(ways: Ways, entries: list[tuple[bytes, int, int]], told: int, end: int,
+                             child_end: int) -> None:
+    """Sends its list and tells its child's number. Each ends when the test closes its pipe."""
+    connection = cpr.connect(ways.cpr)
+    child = os.fork()
+    if child == 0:
+        os.read(child_end, 1)
+        return
+    cpr.send_list(connection, entries)
+    os.write(told, str(child).encode())
+    os.read(end, 1)
+
+
+@cases.case("cpr-hostile/a-child-of-a-dead-old-process-holds-the-connection", quick=True)
+def child_holds(folder: Path) -> None:
+    """The descriptors of an old process that has ended are let go of, though its end of the socket is still open."""
+    ways = Ways.of(folder, "way")
+    with Migrationd(folder, "park", incoming=["defer", ways.json_cpr()]) as park, contextlib.ExitStack() as last:
+        park.status()
+        before = open_descriptors(park.pid)
+        entries = good_list()
+        hear, tell = os.pipe()
+        parent_goes, child_goes = os.pipe(), os.pipe()
+        old = os.fork()
+        if old == 0:
+            with contextlib.suppress(BaseException):
+                os.close(parent_goes[1])
+                os.close(child_goes[1])
+                _old_process_that_forked(ways, entries, tell, parent_goes[0], child_goes[0])
+            os._exit(0)
+        for end in (tell, parent_goes[0], child_goes[0]):
+            os.close(end)
+        last.callback(os.close, hear)
+        last.callback(os.close, child_goes[1])
+        child = int(os.read(hear, 20))
+        park.wait(lambda: "descriptors came" in park.output(), 10, "the list")
+        held = open_descriptors(park.pid)
+        assert held > before, (before, held)
+        os.close(parent_goes[1])
+        os.waitpid(old, 0)
+        park.wait(lambda: open_descriptors(park.pid) == before, 10, "the descriptors to be let go of")
+        held_sockets = [os.readlink(link) for link in Path(f"/proc/{child}/fd").iterdir()]
+        assert any(name.startswith("socket:") for name in held_sockets), held_sockets
+        close_all(entries)
+
+
 @cases.case("cpr-hostile/an-old-process-that-never-half-closes", timeout=90)
 def never_half_closes(folder: Path) -> None:
     """Ten seconds; who comes meanwhile waits in the queue and is served."""

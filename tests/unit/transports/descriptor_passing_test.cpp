@@ -5,9 +5,13 @@
 #include "tests/unit/catch.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <array>
 #include <filesystem>
@@ -138,6 +142,49 @@ TEST_CASE("DescriptorPassing.the_peers_close_is_the_hangup_and_its_bytes_are_not
   closer.join();
   REQUIRE(hung_up.has_value());
   CHECK(*hung_up);
+}
+
+TEST_CASE("DescriptorPassing.the_end_of_a_process_that_is_watched_is_a_hangup_whoever_holds_its_socket") {
+  const Pair pair;  // for the stop
+  sockaddr_un place{};
+  place.sun_family = AF_UNIX;  // no name: the kernel finds one
+  socklen_t size = sizeof(sa_family_t);
+  const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  REQUIRE(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&place), size) == 0);
+  size = sizeof place;
+  REQUIRE(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&place), &size) == 0);
+  REQUIRE(::listen(listener.get(), 1) == 0);
+  // The socket is ours as much as the child's, which connects it: only its process can show its end.
+  const UniqueFd shared(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  std::array<int, 2> until{};
+  REQUIRE(::pipe2(until.data(), O_CLOEXEC) == 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    char word = 0;
+    ::close(until[1]);
+    const bool connected = ::connect(shared.get(), reinterpret_cast<const sockaddr*>(&place), size) == 0;
+    ::_exit(connected && ::read(until[0], &word, 1) == 0 ? 0 : 1);
+  }
+  REQUIRE(child > 0);
+  const UniqueFd child_reads(until[0]);
+  UniqueFd child_lives(until[1]);
+  const UniqueFd accepted(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  const UniqueFd process = watch_peer_process(accepted.get());
+  REQUIRE(process);
+  pollfd polled{process.get(), POLLIN, 0};
+  CHECK(::poll(&polled, 1, 0) == 0);
+  child_lives.reset();
+  const auto hung_up = await_hangup(accepted.get(), *pair.stop, process.get());
+  REQUIRE(hung_up.has_value());
+  CHECK(*hung_up);
+  int status = -1;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
+}
+
+TEST_CASE("DescriptorPassing.this_process_is_not_watched") {
+  const Pair pair;
+  CHECK_FALSE(watch_peer_process(pair.one.get()));
 }
 
 TEST_CASE("DescriptorPassing.a_peer_that_closed_without_reading_is_told_apart") {
