@@ -5,7 +5,9 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <limits>
+#include <utility>
 
 namespace migrationd::stream {
 
@@ -14,11 +16,11 @@ bool DescriptionReader::fail(std::string problem) {
   return false;
 }
 
-bool DescriptionReader::push(Frame frame) {
+bool DescriptionReader::push(const Frame& frame) {
   if (frames_.size() >= limits::description_nesting) {
     return fail(fmt::format("nested deeper than {} levels", limits::description_nesting));
   }
-  frames_.push_back(std::move(frame));
+  frames_.push_back(frame);
   return true;
 }
 
@@ -34,21 +36,21 @@ bool DescriptionReader::add_device() {
   frame.place = Place::description;
   frame.device = &device;
   frame.state = &device.state;
-  return count_node() && push(std::move(frame));
+  return count_node() && push(frame);
 }
 
 bool DescriptionReader::add_field() {
   Frame frame;
   frame.place = Place::field;
   frame.field = &frames_.back().state->fields.emplace_back();
-  return count_node() && push(std::move(frame));
+  return count_node() && push(frame);
 }
 
 bool DescriptionReader::add_subsection() {
   Frame frame;
   frame.place = Place::description;
   frame.state = &frames_.back().state->subsections.emplace_back();
-  return count_node() && push(std::move(frame));
+  return count_node() && push(frame);
 }
 
 bool DescriptionReader::start_description_of_field() {
@@ -58,15 +60,15 @@ bool DescriptionReader::start_description_of_field() {
   Frame frame;
   frame.place = Place::description;
   frame.state = field.structure.get();
-  return count_node() && push(std::move(frame));
+  return count_node() && push(frame);
 }
 
-bool DescriptionReader::start_object(std::size_t) {
+bool DescriptionReader::start_object() {
   Frame skipped;
   if (frames_.empty()) {
     Frame top;
     top.place = Place::top;
-    return push(std::move(top));
+    return push(top);
   }
   switch (frames_.back().place) {
     case Place::devices:
@@ -76,36 +78,36 @@ bool DescriptionReader::start_object(std::size_t) {
     case Place::subsections:
       return add_subsection();
     case Place::field:
-      if (frames_.back().key == "struct") return start_description_of_field();
+      if (frames_.back().key == Key::structure) return start_description_of_field();
       break;
     case Place::skipped:
     case Place::top:
     case Place::description:
       break;
   }
-  return push(std::move(skipped));
+  return push(skipped);
 }
 
-bool DescriptionReader::start_array(std::size_t) {
+bool DescriptionReader::start_array() {
   if (frames_.empty()) return fail("not an object");
   Frame frame;
   Frame& parent = frames_.back();
-  if (parent.place == Place::top && parent.key == "devices") {
+  if (parent.place == Place::top && parent.key == Key::devices) {
     if (saw_devices_) return fail("two \"devices\" members");
     saw_devices_ = true;
     frame.place = Place::devices;
-  } else if (parent.place == Place::description && parent.key == "fields") {
+  } else if (parent.place == Place::description && parent.key == Key::fields) {
     if (parent.has_fields) return fail("two \"fields\" members in one description");
     parent.has_fields = true;
     frame.place = Place::fields;
     frame.state = parent.state;
-  } else if (parent.place == Place::description && parent.key == "subsections") {
+  } else if (parent.place == Place::description && parent.key == Key::subsections) {
     frame.place = Place::subsections;
     frame.state = parent.state;
   } else if (parent.place == Place::devices || parent.place == Place::fields || parent.place == Place::subsections) {
     return fail("an array where an object is due");
   }
-  return push(std::move(frame));
+  return push(frame);
 }
 
 bool DescriptionReader::end_array() {
@@ -114,7 +116,7 @@ bool DescriptionReader::end_array() {
 }
 
 bool DescriptionReader::end_object() {
-  const Frame frame = std::move(frames_.back());
+  const Frame frame = frames_.back();
   frames_.pop_back();
   if (frame.place == Place::field) return close_field(frame);
   if (frame.place == Place::description) return close_description(frame);
@@ -137,31 +139,50 @@ bool DescriptionReader::close_description(const Frame& frame) {
   return true;
 }
 
-bool DescriptionReader::key(string_t& name) {
-  // The longest name that means something here.
-  frames_.back().key = name.size() <= 16 ? name : std::string();
+DescriptionReader::Key DescriptionReader::meaning_of(std::string_view name) noexcept {
+  // Most frequent first.
+  static constexpr std::array<std::pair<std::string_view, Key>, 12> names{{{"name", Key::name},
+                                                                           {"type", Key::type},
+                                                                           {"size", Key::size},
+                                                                           {"array_len", Key::array_len},
+                                                                           {"struct", Key::structure},
+                                                                           {"vmsd_name", Key::vmsd_name},
+                                                                           {"version", Key::version_id},
+                                                                           {"fields", Key::fields},
+                                                                           {"subsections", Key::subsections},
+                                                                           {"instance_id", Key::instance_id},
+                                                                           {"devices", Key::devices},
+                                                                           {"page_size", Key::page_size}}};
+  for (const auto& [text, key] : names) {
+    if (text == name) return key;
+  }
+  return Key::unknown;
+}
+
+bool DescriptionReader::key(std::string_view name) {
+  frames_.back().key = meaning_of(name);
   return true;
 }
 
-bool DescriptionReader::take_number(std::uint64_t value) {
+bool DescriptionReader::number(std::uint64_t value) {
   if (frames_.empty()) return fail("not an object");
   Frame& frame = frames_.back();
   const bool fits_u32 = value <= std::numeric_limits<std::uint32_t>::max();
-  if (frame.place == Place::top && frame.key == "page_size") out_.page_size = value;
+  if (frame.place == Place::top && frame.key == Key::page_size) out_.page_size = value;
   if (frame.place == Place::field) {
-    if (frame.key == "array_len") frame.field->array_len = value;
-    if (frame.key == "size") {
+    if (frame.key == Key::array_len) frame.field->array_len = value;
+    if (frame.key == Key::size) {
       frame.field->size = value;
       frame.has_size = true;
     }
   }
   if (frame.place == Place::description) {
-    if (frame.key == "size") frame.state->size = value;
-    if (frame.key == "version") {
+    if (frame.key == Key::size) frame.state->size = value;
+    if (frame.key == Key::version_id) {
       if (!fits_u32) return fail("a version is too large");
       frame.state->version = static_cast<std::uint32_t>(value);
     }
-    if (frame.key == "instance_id" && frame.device != nullptr) {
+    if (frame.key == Key::instance_id && frame.device != nullptr) {
       if (!fits_u32) return fail("an instance id is too large");
       frame.device->instance_id = static_cast<std::uint32_t>(value);
     }
@@ -169,22 +190,21 @@ bool DescriptionReader::take_number(std::uint64_t value) {
   return true;
 }
 
-bool DescriptionReader::number_unsigned(number_unsigned_t value) { return take_number(value); }
-
-bool DescriptionReader::number_integer(number_integer_t value) {
+bool DescriptionReader::negative(std::int64_t value) {
   if (frames_.empty()) return fail("not an object");
-  // nlohmann calls this for negative numbers only; versions and ids are written signed by QEMU.
+  // Versions and ids are written signed by QEMU.
   const Frame& frame = frames_.back();
-  const bool as_u32 = frame.place == Place::description && (frame.key == "version" || frame.key == "instance_id");
+  const bool as_u32 =
+      frame.place == Place::description && (frame.key == Key::version_id || frame.key == Key::instance_id);
   if (as_u32 && value >= std::numeric_limits<std::int32_t>::min()) {
-    return take_number(static_cast<std::uint32_t>(static_cast<std::int32_t>(value)));
+    return number(static_cast<std::uint32_t>(static_cast<std::int32_t>(value)));
   }
-  const bool counted = frame.key == "size" || frame.key == "array_len";
+  const bool counted = frame.key == Key::size || frame.key == Key::array_len;
   if (counted && (frame.place == Place::field || frame.place == Place::description)) return fail("a negative size");
   return true;
 }
 
-bool DescriptionReader::string(string_t& value) {
+bool DescriptionReader::string(std::string_view value) {
   if (frames_.empty()) return fail("not an object");
   Frame& frame = frames_.back();
   const auto take_name = [&](std::string& target) {
@@ -192,24 +212,20 @@ bool DescriptionReader::string(string_t& value) {
     target = value;
     return true;
   };
-  if (frame.place == Place::field && frame.key == "type") {
+  if (frame.place == Place::field && frame.key == Key::type) {
     frame.is_struct = value == "struct";
     frame.field->type = value.substr(0, 24);
-  } else if (frame.place == Place::field && frame.key == "name") {
+  } else if (frame.place == Place::field && frame.key == Key::name) {
     // Field names never meet a length byte; they are only shown.
     frame.field->name = value.substr(0, limits::name_bytes);
-  } else if (frame.place == Place::description && frame.key == "vmsd_name") {
+  } else if (frame.place == Place::description && frame.key == Key::vmsd_name) {
     frame.state->has_vmsd_name = true;
     return take_name(frame.state->vmsd_name);
-  } else if (frame.place == Place::description && frame.key == "name" && frame.device != nullptr) {
+  } else if (frame.place == Place::description && frame.key == Key::name && frame.device != nullptr) {
     frame.has_name = true;
     return take_name(frame.device->name);
   }
   return true;
-}
-
-bool DescriptionReader::parse_error(std::size_t position, const std::string&, const nlohmann::detail::exception&) {
-  return fail(fmt::format("not JSON from byte {} on", position));
 }
 
 }  // namespace migrationd::stream

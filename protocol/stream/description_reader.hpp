@@ -4,9 +4,8 @@
 // not have, so the memory of a hostile text is bounded by limits::description_nodes, not by its length.
 #pragma once
 
+#include "protocol/stream/json_scan.hpp"
 #include "protocol/stream/vmdescription.hpp"
-
-#include <nlohmann/json.hpp>
 
 #include <cstdint>
 #include <string>
@@ -14,34 +13,23 @@
 
 namespace migrationd::stream {
 
-class DescriptionReader {
+class DescriptionReader final : public JsonEvents {
  public:
-  using number_integer_t = nlohmann::json::number_integer_t;
-  using number_unsigned_t = nlohmann::json::number_unsigned_t;
-  using number_float_t = nlohmann::json::number_float_t;
-  using string_t = nlohmann::json::string_t;
-  using binary_t = nlohmann::json::binary_t;
-
   explicit DescriptionReader(VmDescription& out) noexcept : out_(out) {}
 
   // Empty while all is well.
   const std::string& problem() const noexcept { return problem_; }
   bool saw_devices() const noexcept { return saw_devices_; }
 
-  // nlohmann's SAX interface; false stops the parser.
-  bool null() { return true; }
-  bool boolean(bool) { return true; }
-  bool number_integer(number_integer_t value);
-  bool number_unsigned(number_unsigned_t value);
-  bool number_float(number_float_t, const string_t&) { return true; }
-  bool string(string_t& value);
-  bool binary(binary_t&) { return true; }
-  bool start_object(std::size_t);
-  bool end_object();
-  bool start_array(std::size_t);
-  bool end_array();
-  bool key(string_t& name);
-  bool parse_error(std::size_t position, const std::string& token, const nlohmann::detail::exception& error);
+  bool start_object() override;
+  bool key(std::string_view name) override;
+  bool end_object() override;
+  bool start_array() override;
+  bool end_array() override;
+  bool string(std::string_view value) override;
+  bool number(std::uint64_t value) override;
+  bool negative(std::int64_t value) override;
+  bool other() override { return true; }
 
  private:
   enum class Place : std::uint8_t {
@@ -53,6 +41,22 @@ class DescriptionReader {
     field,        // one of them
     subsections,  // array of descriptions
   };
+  // The names that mean something somewhere.
+  enum class Key : std::uint8_t {
+    unknown,
+    name,
+    type,
+    size,
+    array_len,
+    structure,
+    vmsd_name,
+    version_id,
+    fields,
+    subsections,
+    instance_id,
+    devices,
+    page_size,
+  };
   // Pointers stay valid while their frame is open: a container grows only between its elements.
   struct Frame {
     Place place = Place::skipped;
@@ -63,17 +67,17 @@ class DescriptionReader {
     bool has_size = false;
     bool has_fields = false;
     bool has_name = false;
-    std::string key;
+    Key key = Key::unknown;
   };
 
   bool fail(std::string problem);
-  bool push(Frame frame);
+  static Key meaning_of(std::string_view name) noexcept;
+  bool push(const Frame& frame);
   bool count_node();
   bool add_device();
   bool add_field();
   bool add_subsection();
   bool start_description_of_field();
-  bool take_number(std::uint64_t value);
   bool close_field(const Frame& frame);
   bool close_description(const Frame& frame);
 

@@ -149,8 +149,9 @@ Result<VmDescription> parse_description(std::string_view text) {
   }
   VmDescription out;
   DescriptionReader reader(out);
-  const bool parsed = nlohmann::json::sax_parse(text.begin(), text.end(), &reader);
-  if (!parsed || !reader.problem().empty()) return wire_error(fmt::format("description: {}", reader.problem()));
+  const auto stopped_at = scan_json(text, reader);
+  if (!reader.problem().empty()) return wire_error(fmt::format("description: {}", reader.problem()));
+  if (stopped_at) return wire_error(fmt::format("description: not JSON from byte {} on", *stopped_at));
   if (!reader.saw_devices()) return wire_error("description: it lists no devices");
   return out;
 }
