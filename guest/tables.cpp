@@ -116,6 +116,9 @@ constexpr FaultSentence fault_sentences[] = {
     {vmstate::TableFault::version_negative, "the version is above 0x7fffffff"},
     {vmstate::TableFault::subsection_name_not_prefixed, "a subsection's name does not begin with the table's"},
     {vmstate::TableFault::subsection_twice, "two subsections have one name"},
+    {vmstate::TableFault::subsection_taken_by_another,
+     "a subsection follows a struct or another subsection whose name its own begins with, and would be taken for a "
+     "part of that"},
     {vmstate::TableFault::subsection_above_top_level,
      "a subsection is unmigratable or early, which only a device can be"},
     {vmstate::TableFault::nested_too_deep, "nested too deep"},
@@ -227,6 +230,7 @@ Result<Field> Tables::field_of(const Table& table, const md_field& field, unsign
   MD_TRY(Field row, shape_of(table, field, depth));
   row.version = field.version;
   row.exists = field.exists;
+  row.has_predicate = field.exists != nullptr;
   return row;
 }
 

@@ -47,6 +47,8 @@ std::string_view fault_name(TableFault fault) {
       return "subsection_name_not_prefixed";
     case TableFault::subsection_twice:
       return "subsection_twice";
+    case TableFault::subsection_taken_by_another:
+      return "subsection_taken_by_another";
     case TableFault::too_many_subsections:
       return "too_many_subsections";
     case TableFault::subsection_above_top_level:

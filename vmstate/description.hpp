@@ -222,6 +222,7 @@ enum class TableFault : std::uint8_t {
   subsection_of_another_struct,
   subsection_name_not_prefixed,
   subsection_twice,
+  subsection_taken_by_another,  // what ends in front of it would take it for one of its own
   too_many_subsections,
   subsection_above_top_level,  // priority, early, unmigratable and properties belong to the top level
   property_twice,
@@ -317,6 +318,48 @@ constexpr TableFault field_fault(const Description& table, std::size_t at) {
 
 constexpr TableFault fault(const Description& table, unsigned depth);
 
+// Whoever has just been loaded takes what begins with its own name for its subsection (load.cpp).
+constexpr bool takes(const Description& table, std::string_view name) {
+  return name.size() > table.name.size() && name.substr(0, table.name.size()) == table.name;
+}
+
+constexpr bool surely_written(const Description& table, const Field& row) {
+  return !row.has_predicate && !row.is_counted && !row.must_exist && row.version <= table.minimum_version &&
+         row.last_version >= table.version;
+}
+
+constexpr bool end_takes(const Description& table, std::string_view name);
+
+// Lists and trees end with a byte of their own.
+constexpr bool last_rows_take(const Description& table, std::string_view name) {
+  for (std::size_t at = table.rows.size(); at-- > 0;) {
+    const Field& row = table.rows[at];
+    const bool closed = row.shape->kind == ShapeKind::sequence || row.shape->kind == ShapeKind::tree;
+    if (row.is_nested && !closed && end_takes(*row.nested, name)) return true;
+    if (surely_written(table, row)) return false;
+  }
+  return false;
+}
+
+// Whether one of those that may end where `table` ends takes it. Every subsection may be the last that is written.
+constexpr bool end_takes(const Description& table, std::string_view name) {
+  if (takes(table, name) || last_rows_take(table, name)) return true;
+  for (const Description* part : table.parts) {
+    if (end_takes(*part, name)) return true;
+  }
+  return false;
+}
+
+constexpr TableFault neighbour_fault(const Description& table) {
+  for (std::size_t at = 0; at < table.parts.size(); ++at) {
+    if (last_rows_take(table, table.parts[at]->name)) return TableFault::subsection_taken_by_another;
+    for (std::size_t before = 0; before < at; ++before) {
+      if (end_takes(*table.parts[before], table.parts[at]->name)) return TableFault::subsection_taken_by_another;
+    }
+  }
+  return TableFault::none;
+}
+
 constexpr TableFault subsection_fault(const Description& table, std::size_t at, unsigned depth) {
   const Description& part = *table.parts[at];
   if (part.owner != table.owner) return TableFault::subsection_of_another_struct;
@@ -355,7 +398,7 @@ constexpr TableFault fault(const Description& table, unsigned depth) {
   for (std::size_t at = 0; at < table.parts.size(); ++at) {
     if (const TableFault found = subsection_fault(table, at, depth); found != TableFault::none) return found;
   }
-  return TableFault::none;
+  return neighbour_fault(table);
 }
 
 }  // namespace detail

@@ -19,7 +19,7 @@ constexpr std::string_view honest = R"({"device-tables": 1, "machine": "m", "dev
 
 bool has_device(const TableSet& set, const std::string& id) {
   return std::any_of(set.devices.begin(), set.devices.end(),
-                     [&](const TableDevice& device) { return id.find(device.id) != std::string::npos; });
+                     [&](const TableDevice& device) { return id == shown_device(device); });
 }
 
 void compare(const TableSet& writer, const TableSet& reader) {

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -120,7 +121,10 @@ void save_and_load(const Table& table, const Program& program, Input& in) {
   if (state != before) std::abort();
   if (table.minimum_version > table.version) return;
   ByteReader saved(out.view());
-  if (!vmstate::load_state(table, copy.data(), table.version, saved)) std::abort();
+  if (auto loaded = vmstate::load_state(table, copy.data(), table.version, saved); !loaded) {
+    std::fprintf(stderr, "what was saved does not load: %s\n", loaded.error().text().c_str());
+    std::abort();
+  }
   if (copy != before) std::abort();
 }
 

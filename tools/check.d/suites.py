@@ -53,7 +53,7 @@ class Context:
 
     def runner(self, name: str, command: list[str], env: dict[str, str] | None = None) -> Counts:
         """A script of ours that ends with `N passed, N failed[, N skipped]`."""
-        done = self.run(name, command, 3600, {**binaries(self.build), **(env or {})})
+        done = self.run(name, command, self.deadline, {**binaries(self.build), **(env or {})})
         found = counts.from_output(name, done.text(), done.status, done.why())
         if found.failed:
             found.faults.append(f"{name}: see {done.log}")

@@ -7,6 +7,8 @@
 // would hide the cause.
 #include "tools/migrationctl/device_tables.hpp"
 
+#include "base/limits.hpp"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -236,8 +238,7 @@ class Comparer {
 };
 
 void compare_device(const TableDevice& writer, const TableDevice* reader, std::vector<TableFinding>& findings) {
-  const std::string name = fmt::format("{} ({})", printable(writer.id), writer.instance);
-  Comparer comparer(name, writer.table.optional ? Severity::sometimes : Severity::never, findings);
+  Comparer comparer(shown_device(writer), writer.table.optional ? Severity::sometimes : Severity::never, findings);
   if (reader == nullptr) return comparer.add(Severity::never, "the device is unknown");
   if (writer.table.unmigratable) return comparer.add(Severity::never, "the device forbids migration where it is sent");
   if (reader->table.unmigratable) return comparer.add(Severity::never, "the device forbids migration where it is read");
@@ -251,6 +252,10 @@ void compare_device(const TableDevice& writer, const TableDevice* reader, std::v
 
 }  // namespace
 
+std::string shown_device(const TableDevice& device) {
+  return fmt::format("{} ({})", printable(device.id, limits::name_bytes), device.instance);
+}
+
 Comparison compare_tables(const TableSet& writer, const TableSet& reader) {
   using Name = std::pair<std::string_view, std::uint32_t>;
   std::map<Name, const TableDevice*> known;
@@ -262,8 +267,8 @@ Comparison compare_tables(const TableSet& writer, const TableSet& reader) {
     if (found != known.end()) known.erase(found);
   }
   for (const auto& [name, device] : known) {
-    out.findings.push_back({Severity::note, fmt::format("{} ({})", printable(device->id), device->instance),
-                            "no state comes for the device: it stays as it is made"});
+    out.findings.push_back(
+        {Severity::note, shown_device(*device), "no state comes for the device: it stays as it is made"});
   }
   return out;
 }

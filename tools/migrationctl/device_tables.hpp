@@ -76,9 +76,12 @@ enum class Severity : std::uint8_t {
 };
 std::string_view to_name(Severity severity);
 
+// Its name and instance number, printable; what is longer than any id in a stream is cut.
+std::string shown_device(const TableDevice& device);
+
 struct TableFinding {
   Severity severity = Severity::note;
-  std::string device;
+  std::string device;  // as shown_device() has it
   std::string text;
 };
 

@@ -59,6 +59,25 @@ struct Holder {
 constexpr auto broken_lamp = describe<Lamp>("lamp", 2).fields(newer);
 constexpr auto nested_broken = table(structure<&Holder::lamp>("lamp", broken_lamp));
 
+// What ends in front of a subsection, and whether it would take it for its own.
+struct Room {
+  Lamp lamp;
+  std::uint32_t light = 0;
+  bool is_lit() const { return light != 0; }
+};
+constexpr auto light = table(field<&Room::light>("light"));
+constexpr auto named_as_room = describe<Lamp>("room", 1).fields(two_gaps);
+constexpr auto struct_last = table(field<&Room::light>("light"), structure<&Room::lamp>("lamp", named_as_room));
+constexpr auto struct_first = table(structure<&Room::lamp>("lamp", named_as_room), field<&Room::light>("light"));
+constexpr auto struct_often_last =
+    table(structure<&Room::lamp>("lamp", named_as_room), field<&Room::light>("light").when<&Room::is_lit>());
+constexpr auto dark = describe<Room>("room/dark", 1).fields(light);
+constexpr auto darker = describe<Room>("room/darker", 1).fields(light);
+constexpr const Description* one_dark[] = {&dark};
+constexpr const Description* dark_first[] = {&dark, &darker};
+constexpr const Description* darker_first[] = {&darker, &dark};
+constexpr auto room = describe<Room>("room", 1).fields(light);
+
 // --- shapes ----------------------------------------------------------------------------------------------
 struct Child {
   std::uint32_t old = 0;
@@ -128,6 +147,11 @@ static_assert(check(lamp.subsections(same_parts)) == TableFault::subsection_name
 static_assert(check(lamp.subsections(foreign_parts)) == TableFault::subsection_of_another_struct);
 static_assert(check(lamp.subsections(early_parts)) == TableFault::subsection_above_top_level);
 static_assert(check(lamp.subsections(broken_parts)) == TableFault::field_name_twice);
+static_assert(check(room.subsections(darker_first)) == TableFault::none);
+static_assert(check(room.subsections(dark_first)) == TableFault::subsection_taken_by_another);
+static_assert(check(room.fields(struct_first).subsections(one_dark)) == TableFault::none);
+static_assert(check(room.fields(struct_last).subsections(one_dark)) == TableFault::subsection_taken_by_another);
+static_assert(check(room.fields(struct_often_last).subsections(one_dark)) == TableFault::subsection_taken_by_another);
 static_assert(check(describe<Holder>("holder", 1).fields(nested_broken)) == TableFault::field_newer_than_description);
 
 }  // namespace
