@@ -43,7 +43,6 @@ Result<std::unique_ptr<PostcopySource>> PostcopySource::make(const PostcopyPlan&
     }
     source->blocks_[index].host_pages = bytes / ram::page_size;
   }
-  if (plan.working_set) source->open_working_set();
   return source;
 }
 
@@ -56,9 +55,7 @@ PostcopySource::PostcopySource(const PostcopyPlan& plan, Machine& machine, const
       events_(events),
       stop_(stop),
       control_(control),
-      memory_(machine.ram()) {
-  if (plan.at_once) turns_.emplace(postcopy::StreamTurns::usual_path(), postcopy::StreamTurns::usual_slots());
-}
+      memory_(machine.ram()) {}
 
 PostcopySource::~PostcopySource() {
   close_link();
@@ -86,6 +83,9 @@ Result<void> PostcopySource::prepare(SourceLink& link, transports::OutgoingTarge
   stream::encode_command(out, stream::command::Ping{postcopy::ping_before_stop});
   MD_CHECK(link.writer->append(out.view()));
   MD_CHECK(link.writer->flush());
+  // Files, which the first page needs and the destination's answer does not.
+  if (plan_.at_once) turns_.emplace(postcopy::StreamTurns::usual_path(), postcopy::StreamTurns::usual_slots());
+  if (plan_.working_set) open_working_set();
   while (last_pong_.load(std::memory_order_acquire) != postcopy::ping_before_stop) {
     if (link.return_path->answer() != PeerAnswer::none) return link.return_path->why();
     MD_CHECK(bell_->wait(stop_));

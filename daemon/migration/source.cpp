@@ -217,11 +217,15 @@ Result<void> MigrationSource::open_stream() {
   if (plan_.return_path) {
     stream::encode_command(out, stream::command::OpenReturnPath{});
     stream::encode_command(out, stream::command::Ping{ping_after_open});
-    MD_TRY(return_path_, ReturnPathReader::start(*channel_, stop_, postcopy_.get()));
   }
   if (postcopy_) stream::encode_command(out, postcopy_->advise());
   MD_CHECK(writer_->append(out.view()));
-  return writer_->flush();
+  auto sent = writer_->flush();
+  // Made while the destination reads; also when it does not, for it may say why.
+  if (plan_.return_path) {
+    MD_TRY(return_path_, ReturnPathReader::start(*channel_, stop_, postcopy_.get()));
+  }
+  return sent;
 }
 
 Result<void> MigrationSource::set_up_memory() {
