@@ -99,6 +99,10 @@ class Door {
         if (uuid_ && *uuid_ != stream::Uuid{} && here_ > 0) source_.uuid = uuid_;
         return std::move(source_);
       }
+      // Not before everything that stands at the door was looked at: a source may have sent all it has and closed by
+      // the time its channels are.
+      if (main_gone_)
+        return wire_error(fmt::format("the source went away while its multifd channels were awaited ({})", how_many()));
       MD_CHECK(check_patience());
     }
   }
@@ -133,8 +137,7 @@ class Door {
     }
     if (expected_.replaced != nullptr) fds.push_back({expected_.replaced->fd(), POLLIN, 0});
     if (::poll(fds.data(), fds.size(), timeout) < 0 && errno != EINTR) return Error::from_errno("wait for a source");
-    if (source_.main && fds[2].revents != 0)
-      return wire_error(fmt::format("the source went away while its multifd channels were awaited ({})", how_many()));
+    main_gone_ = source_.main && fds[2].revents != 0;
     return {};
   }
 
@@ -277,6 +280,7 @@ class Door {
   SteadyClock::time_point patience_ = SteadyClock::time_point::max();
   SteadyClock::time_point no_longer_ = SteadyClock::time_point::max();  // without a main stream
   std::string last_dropped_;
+  bool main_gone_ = false;
   bool partial_ = false;
   bool short_of_resources_ = false;  // said once
 };
