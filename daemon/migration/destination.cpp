@@ -70,13 +70,11 @@ DestinationOutcome MigrationDestination::run() {
   if (!outcome.result && outcome.result.error().is_cancelled() && multifd_) {
     if (auto failure = multifd_->failure()) outcome.result = std::move(*failure);
   }
+  // First our word: a source that meets the end of a channel before it has nothing to say of why.
+  if (!outcome.result) report_failure();
   // The source may close them when it has had our answer, and still write to them before.
   multifd_.reset();
-  if (outcome.result) {
-    outcome.machine = receiver_->take();
-  } else {
-    report_failure();
-  }
+  if (outcome.result) outcome.machine = receiver_->take();
   ram_reader_.reset();
   rdma_receiver_.reset();
   reader_.reset();

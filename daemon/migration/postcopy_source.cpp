@@ -16,8 +16,6 @@ namespace {
 
 using qmp::MigrationStatus;
 
-// How long a failed write waits for the destination's own word on why, which comes from another thread.
-constexpr auto peers_word_wait = std::chrono::milliseconds(200);
 // With a preempt channel: how long a destination that has read everything says and asks nothing until it is taken for
 // one that waits for the channel's end mark (QEMU 7.2; newer ones have answered long before).
 constexpr auto quiet_before_end_mark = std::chrono::milliseconds(150);
@@ -180,7 +178,7 @@ Result<void> PostcopySource::serve() {
       keep_working_set();
       return {};
     }
-    if (const Outcome outcome = outcome_there(); outcome != Outcome::may_run) {
+    if (const Outcome outcome = outcome_there(served.error()); outcome != Outcome::may_run) {
       handed_over_ = false;
       unknown_ = outcome == Outcome::unknown;
       return link_.return_path->why();
@@ -193,7 +191,7 @@ Result<void> PostcopySource::serve() {
 // threads meets the end first is chance.
 Error PostcopySource::cause_of(Error met) const {
   if (!closed_by_peer(met) || !link_.return_path) return met;
-  const PeerAnswer answer = link_.return_path->wait_for_answer(peers_word_wait);
+  const PeerAnswer answer = link_.return_path->wait_for_answer(peers_word_wait(met));
   const bool heard = answer != PeerAnswer::none && answer != PeerAnswer::success;
   return heard ? link_.return_path->why() : std::move(met);
 }
@@ -201,10 +199,10 @@ Error PostcopySource::cause_of(Error met) const {
 // It answers the PING in front of RUN before it runs anything. So it never ran there if it says so; and if a connection
 // ends in order without that answer, it has most likely given up before. But a tunnel on the way ends in order, too,
 // and may have swallowed the answer: then two would run if the machine went on here by itself.
-PostcopySource::Outcome PostcopySource::outcome_there() const {
+PostcopySource::Outcome PostcopySource::outcome_there(const Error& met) const {
   // What we ended ourselves says nothing about the other end.
   if (stop_.requested() || control_.broken() || server_->broke_it()) return Outcome::may_run;
-  if (link_.return_path->wait_for_answer(peers_word_wait) == PeerAnswer::none) return Outcome::may_run;
+  if (link_.return_path->wait_for_answer(peers_word_wait(met)) == PeerAnswer::none) return Outcome::may_run;
   if (reached_run_.load(std::memory_order_acquire)) return Outcome::may_run;
   const PeerAnswer answer = link_.return_path->answer();
   if (answer == PeerAnswer::failure) return Outcome::refused;

@@ -93,9 +93,9 @@ class PostcopySource final : public PostcopyListener {
   void keep_working_set();
   std::vector<std::uint64_t> host_pages() const;
   Result<void> start_server(postcopy::UnsentPages unsent);
-  // Whether the machine can have run there, after a connection ended.
+  // Whether the machine can have run there, after a connection ended; one thread met that as `met`.
   enum class Outcome : std::uint8_t { may_run, refused, unknown };
-  Outcome outcome_there() const;
+  Outcome outcome_there(const Error& met) const;
   // What is told of the end that one thread met as `met`.
   Error cause_of(Error met) const;
   Result<void> serve_connection();

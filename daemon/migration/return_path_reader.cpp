@@ -41,7 +41,7 @@ void ReturnPathReader::run() {
   if (answer) {
     finish(*answer, *answer == PeerAnswer::premature
                         ? wire_error("return path: the destination reported success before the end of the stream")
-                        : Error(ErrorKind::peer, "Sibling indicated error 1"));
+                        : peer_failed());
   } else {
     finish(PeerAnswer::lost, std::move(answer).error());
   }

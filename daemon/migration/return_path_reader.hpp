@@ -29,6 +29,9 @@ enum class PeerAnswer : std::uint8_t {
   lost,       // the connection ended, or what came was not a message
 };
 
+// SHUT with a failure: QEMU's words for it.
+inline Error peer_failed() { return Error(ErrorKind::peer, "Sibling indicated error 1"); }
+
 // Who serves a postcopy. All calls come from the reader's thread; an error ends the reading.
 class PostcopyListener {
  public:

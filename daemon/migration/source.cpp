@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/migration/source.hpp"
 
+#include "base/closed_by_peer.hpp"
 #include "base/log.hpp"
 #include "daemon/migration/cpr_channel.hpp"
 #include "daemon/migration/multifd_rules.hpp"
@@ -51,10 +52,29 @@ bool has_unread_success(const transports::Channel& channel) {
   return false;
 }
 
+// Its reader has ended before the peer's last word came.
+PeerAnswer read_last_word(const transports::Channel& channel, std::chrono::milliseconds wait) {
+  const auto deadline = Clock::now() + wait;
+  Bytes said;
+  while (true) {
+    for (auto message = stream::decode_return_message(said); message.is_ready();
+         message = stream::decode_return_message(said)) {
+      if (const auto* shut = std::get_if<stream::reply::Shut>(&message.value()))
+        return shut->value == 0 ? PeerAnswer::success : PeerAnswer::failure;
+      said.erase(said.begin(), said.begin() + static_cast<std::ptrdiff_t>(message.consumed()));
+    }
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
+    pollfd readable{channel.readable_fd(), POLLIN, 0};
+    if (left.count() <= 0 || ::poll(&readable, 1, static_cast<int>(left.count())) <= 0) return PeerAnswer::lost;
+    std::array<std::byte, 256> more{};
+    const ssize_t count = ::recv(readable.fd, more.data(), more.size(), MSG_DONTWAIT);
+    if (count <= 0) return PeerAnswer::lost;
+    said.insert(said.end(), more.begin(), more.begin() + count);
+  }
+}
+
 // The first PING of a stream; the value is only echoed (stream.md section 8).
 constexpr std::uint32_t ping_after_open = 1;
-// How long a failed write waits for the peer's own word on why: it comes from another thread.
-constexpr auto word_on_failure_wait = std::chrono::milliseconds(200);
 // Of all workers on a mapped-ram file together, and of one at least; each is 4 MiB at most.
 constexpr std::size_t writes_in_flight = 8;
 constexpr std::size_t writes_per_worker = 2;
@@ -433,8 +453,14 @@ Result<void> MigrationSource::await_answer() {
 Result<void> MigrationSource::prefer_peers_word(Result<void> result) {
   if (result || !return_path_) return result;
   const bool cancelled = result.error().is_cancelled();
-  const PeerAnswer answer = cancelled ? return_path_->answer() : return_path_->wait_for_answer(word_on_failure_wait);
+  const auto wait = peers_word_wait(result.error());
+  PeerAnswer answer = cancelled ? return_path_->answer() : return_path_->wait_for_answer(wait);
+  // A channel's failure raised the stop, and that has ended the reader, too.
+  const bool unread = multifd_ && !cancelled && answer == PeerAnswer::lost && return_path_->why().is_cancelled();
+  if (unread) answer = read_last_word(*channel_, wait);
+  peer_refused_ = unread && answer == PeerAnswer::failure;
   if (answer == PeerAnswer::success && point_ == Point::eof_tried) return {};
+  if (answer == PeerAnswer::failure && unread) return peer_failed();
   if ((answer == PeerAnswer::failure || answer == PeerAnswer::premature) && !cancelled) return return_path_->why();
   return result;
 }
@@ -459,7 +485,7 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
   result = prefer_peers_word(std::move(result));
   const bool revoked = !result && revoke();
   const bool into_file = target_.is_file();
-  const bool peer_refused = return_path_ && return_path_->answer() == PeerAnswer::failure;
+  peer_refused_ = peer_refused_ || (return_path_ && return_path_->answer() == PeerAnswer::failure);
   SourceOutcome outcome{std::move(result), Ownership::ours, false};
   if (point_ != Point::before_stop) {
     progress_.downtime_us =
@@ -491,7 +517,7 @@ SourceOutcome MigrationSource::settle(Result<void> result) {
     run_control_.finish_switchover(outcome.ownership);
     tell_guest(into_file ? MachineOutcome::stays : MachineOutcome::left,
                into_file ? "saved to a file; it rests here" : "migrated");
-  } else if (point_ == Point::eof_tried && !into_file && !peer_refused && !revoked) {
+  } else if (point_ == Point::eof_tried && !into_file && !peer_refused_ && !revoked) {
     outcome.ownership = Ownership::unknown;
     run_control_.finish_switchover(outcome.ownership);
     outcome.result =

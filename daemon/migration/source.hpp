@@ -148,6 +148,7 @@ class MigrationSource {
   Clock::time_point stopped_at_{};
   std::optional<Clock::time_point> written_at_;  // one-way targets: all bytes handed over
   Point point_ = Point::before_stop;
+  bool peer_refused_ = false;
   std::unique_ptr<transports::Channel> channel_;
   ram::RdmaChannel* rdma_ = nullptr;              // the same channel, until postcopy takes it
   std::unique_ptr<transports::Channel> preempt_;  // made at once

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import resource
+import signal
 import socket
 import struct
 import time
@@ -448,6 +449,47 @@ def main_goes(folder: Path) -> None:
         time.sleep(0.2)
         main.close()
         liar.fails("went away while its multifd channels were awaited")
+
+
+@cases.case("multifd/hostile/all-is-sent-and-closed-before-its-channels-are-seen", quick=True)
+def gone_when_looked_at(folder: Path) -> None:
+    """A busy machine: the daemon has taken the main stream, and when it looks again its source has connected the
+    channels, sent everything and closed."""
+    with Migrationd(folder, "park") as park:
+        liar = Liar(park)
+        main = liar.connect(START)
+        time.sleep(0.3)
+        park.signal(signal.SIGSTOP)
+        try:
+            for channel in TWO:
+                liar.connect(channel + SYNC * 2).close()
+            main.sendall(ram_part(FLUSH) + end())
+            main.close()
+        finally:
+            park.signal(signal.SIGCONT)
+        park.wait_status("completed")
+
+
+@cases.case("multifd/a-destination-that-refuses-is-heard", quick=True)
+def refusal_is_heard(folder: Path) -> None:
+    """It closes a channel first and says that it failed a moment later: the reason is its word, not the broken channel."""
+    with Migrationd(folder, "source", machine=machine(0, ram="64M", working_set="48M")) as source, \
+         socket.create_server(("127.0.0.1", 0), backlog=4) as listener:
+        listener.settimeout(20)
+        configure(source, 2)
+        source.capabilities("return-path")
+        source.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+        main, *channels = (listener.accept()[0] for _ in range(3))
+        with main:
+            main.settimeout(20)
+            main.recv(1)
+            for channel in channels:
+                channel.close()
+            time.sleep(0.5)
+            main.sendall(struct.pack(">HHI", 1, 4, 1))
+            source.wait(lambda: source.status() == "failed", what="the failure")
+        assert source.query_migrate()["error-desc"] == "Sibling indicated error 1", source.query_migrate()
+        assert source.run_state() == "running" and source.owner() == "here"
 
 
 @cases.case("multifd/hostile/order-does-not-matter", timeout=40, quick=True)

@@ -260,6 +260,23 @@ def refuses_and_stalls(folder: Path) -> None:
         assert host.run_state() == "running" and host.owner() == "here"
 
 
+@cases.case("trouble/a-peer-that-reads-no-more-and-says-why-later", quick=True)
+def says_why_later(folder: Path) -> None:
+    """The write fails first, and its reason comes a moment later: as when another thread is to read it, and is late."""
+    with Migrationd(folder, "host", machine=machine(0, ram="64M", working_set="64M")) as host:
+        host.capabilities("return-path")
+
+        def behave(connection: socket.socket) -> None:
+            connection.recv(1 << 16)
+            connection.shutdown(socket.SHUT_RD)     # writes to it fail from now on
+            time.sleep(0.6)
+            connection.sendall(struct.pack(">HHI", 1, 4, 1))
+        _with_peer(folder, host, behave,
+                   lambda: wait_until(lambda: host.status() == "failed", what="the refusal to be heard"))
+        assert host.query_migrate()["error-desc"] == "Sibling indicated error 1", host.query_migrate()
+        assert host.run_state() == "running" and host.owner() == "here"
+
+
 @cases.case("trouble/a-peer-that-takes-it-too-early-and-reads-no-more", quick=True)
 def accepts_too_early(folder: Path) -> None:
     """Success before the end cannot be true: the source keeps its machine, and is not held by a write nobody reads."""
