@@ -171,6 +171,8 @@ Result<GuestMessage> GuestLink::ask_packet(Bytes packet, guest::Type type, unsig
     question_.reset();
     changed_.notify_all();
     if (lost_) return gone(*lost_);
+    // Whether the reader or this meets it first is chance.
+    if (sent.error().kind() == ErrorKind::peer) return gone(sent.error());
     return std::move(sent).error().with(fmt::format("ask the guest for {}", name_of(type)));
   }
   MD_TRY(GuestMessage answer, end_question(serial, until));

@@ -330,6 +330,16 @@ TEST_CASE("GuestLink.wakes_who_asks_when_the_guest_dies") {
   CHECK(contains(pair.link->ask(Type::stop, guest::Empty{}).error().text(), "the guest is gone"));
 }
 
+TEST_CASE("GuestLink.a_guest_that_is_gone_is_called_gone_whoever_meets_it_first") {
+  for (int i = 0; i < 50; ++i) {
+    Link pair;
+    pair.peer.reset();
+    auto asked = pair.link->ask(Type::stop, guest::Empty{});
+    REQUIRE_FALSE(asked.has_value());
+    CHECK(contains(asked.error().text(), "the guest is gone: "));
+  }
+}
+
 TEST_CASE("GuestLink.ends_with_a_word_when_the_protocol_is_broken") {
   const auto cut_off = [](const Bytes& packet) {
     Link pair;
