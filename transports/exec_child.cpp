@@ -91,6 +91,15 @@ class ExecChannel final : public DescriptorChannel {
     return DescriptorChannel::read(into);
   }
 
+  // Whether a command that fails has taken all our bytes before it does is chance: its status is the reason either way.
+  Result<void> write(std::span<const iovec> from) override {
+    auto written = DescriptorChannel::write(from);
+    if (written || written.error().sys_errno() != EPIPE) return written;
+    const auto status = child_->reap_within(natural_end);
+    if (!status || *status == 0) return written;
+    return std::move(written).error().with(fmt::format("{}: the command {}", describe(), describe_exit(*status)));
+  }
+
   Result<void> finish_writing() override {
     MD_CHECK(DescriptorChannel::finish_writing());
     bool output_open = true;
@@ -180,6 +189,11 @@ int ExecChild::reap() noexcept {
     if (::waitpid(pid_, &status_, 0) >= 0 || errno != EINTR) reaped_ = true;
   }
   return status_;
+}
+
+std::optional<int> ExecChild::reap_within(milliseconds time) noexcept {
+  if (!reaped_ && !ends_within(time)) return std::nullopt;
+  return reap();
 }
 
 void ExecChild::end(milliseconds grace) noexcept {

@@ -17,6 +17,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -41,6 +42,8 @@ class ExecChild {
 
   // The wait status of a child that has ended; waits for it.
   int reap() noexcept;
+  // The wait status of one that ends by itself within that time.
+  std::optional<int> reap_within(std::chrono::milliseconds time) noexcept;
   // SIGTERM, `grace` to go, SIGKILL; reaps.
   void end(std::chrono::milliseconds grace) noexcept;
   // For one that is about to end by itself: its wait status; after `grace` it is ended.

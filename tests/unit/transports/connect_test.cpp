@@ -277,6 +277,12 @@ TEST_CASE("Connect.exec_with_a_command_that_reads_nothing_says_broken_pipe") {
   const auto written = write_text(*channel, std::string(4'000'000, 'x'));
   REQUIRE_FALSE(bool(written));
   CHECK(written.error().text() == "Unable to write to command: Broken pipe");
+  // One that failed is the reason, however much it had read.
+  auto failing = open_out("exec:exit 3", descriptors, *stop);
+  const auto refused = write_text(*failing, std::string(4'000'000, 'x'));
+  REQUIRE_FALSE(bool(refused));
+  CHECK(refused.error().text() ==
+        "exec:exit 3: the command ended with status 3: Unable to write to command: Broken pipe");
 }
 
 TEST_CASE("Connect.exec_is_ended_by_the_stop_with_its_whole_pipeline") {
@@ -293,7 +299,7 @@ TEST_CASE("Connect.exec_is_ended_by_the_stop_with_its_whole_pipeline") {
   CHECK(finished.error().is_cancelled());
   CHECK(no_child_left());
   const pid_t group = std::stoi(slurp(mark));
-  for (int i = 0; i < 100 && lives(group); ++i) std::this_thread::sleep_for(10ms);
+  for (int i = 0; i < 3000 && lives(group); ++i) std::this_thread::sleep_for(10ms);
   CHECK_FALSE(lives(group));
 }
 
