@@ -41,7 +41,11 @@ def same_memory(*hosts) -> None:
 
 
 def events_of(host, count: int) -> list[str]:
-    host.qmp.poll_events()
+    """The last ones, of which an end is the very last: a QEMU tells of it a little after it is so."""
+    def ended() -> bool:
+        host.qmp.poll_events()
+        return host.qmp.event_names()[-1:] in (["completed"], ["RESUME"])
+    host.wait(ended, what="the event of the end")
     return host.qmp.event_names()[-count:]
 
 
@@ -117,7 +121,7 @@ def list_unchanged(folder: Path) -> None:
                 cpr.os.close(fd)
             connection.close()
             listener.close()
-            host.wait(lambda: host.status() == "failed", 10, "the missing main channel to be noticed")
+            host.wait(lambda: host.status() == "failed", 20, "the missing main channel to be noticed")
             host.parameters(mode="normal")
         names = [name for name, _ in cpr.parse_list(lists[0][0])]
         assert b"ram0" in names and b"0000:00:02.0/vga.vram" in names, names
@@ -147,7 +151,7 @@ def _forms(folder: Path, order: str) -> None:
         begin(source, ways)
         if order == "defer-late":
             assert source.status() == "setup", source.query_migrate()
-            park.wait(lambda: "descriptors came over the cpr channel" in park.output(), 10, "the descriptors")
+            park.wait(lambda: "descriptors came over the cpr channel" in park.output(), 20, "the descriptors")
             assert source.status() == "setup" and source.run_state() == "prelaunch", source.query_migrate()
             park.qmp.execute("migrate-incoming", {"channels": [json_main]})
         source.wait_status("completed")
@@ -218,8 +222,7 @@ def _main_over(folder: Path, transport: str) -> None:
     with old_qemu(folder) as source, Migrationd(folder, "park", incoming=["defer", ways.json_cpr()]) as park:
         depart(QuietPair(source, source), running=True)
         if transport == "tcp":
-            with cpr.socket.create_server(("127.0.0.1", 0)) as probe:
-                port = str(probe.getsockname()[1])
+            port = str(links.free_port())
             address = {"transport": "socket", "type": "inet", "host": "127.0.0.1", "port": port}
             park.incoming(f"tcp:127.0.0.1:{port}")
         else:
@@ -482,7 +485,7 @@ def repeated(folder: Path) -> None:
             # We wait for the main channel, half a minute; the user need not.
             park.wait_status("setup")
             park.qmp.execute("migrate_cancel")
-            park.wait(lambda: park.status() == "cancelled", 10, "the cancel")
+            park.wait(lambda: park.status() == "cancelled", 20, "the cancel")
         park.wait(lambda: open_descriptors(park.pid) <= before + 1, 10,
                   f"descriptors: {before} before, {open_names(park.pid)}")
         hand_over(source, park, ways)
@@ -551,7 +554,7 @@ def reboot_whole(folder: Path) -> None:
         # Left out it could be, but nobody knows where the guest sees it.
         park.capabilities("x-ignore-shared")
         park.migrate(f"file:{two}")
-        answer = park.wait(lambda: park.status() == "failed" and park.query_migrate(), 10, "the refusal")
+        answer = park.wait(lambda: park.status() == "failed" and park.query_migrate(), 20, "the refusal")
         assert "nobody knows where its guest sees it" in answer["error-desc"], answer
         park.capabilities(x_ignore_shared=False)
         park.parameters(mode="cpr-reboot")

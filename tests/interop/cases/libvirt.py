@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Callable
 
-from ..lib import cases, guest
+from ..lib import cases, guest, links
 from ..lib.daemon import Migrationd
 from ..lib.host import Host
 from ..lib.qemu import Qemu
@@ -38,19 +38,13 @@ def _destination(kind: str, folder: Path, name: str = "target", fds: tuple[int, 
                 own_firmware=True, options=options)
 
 
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-        probe.bind(("::", 0))
-        return probe.getsockname()[1]
-
-
 class Listening:
     """The address of a live migration, for both sides."""
 
     def __init__(self, folder: Path, transport: str):
         self.ready = threading.Event()
         self.path = folder / "migration"
-        self.port = _free_port()
+        self.port = links.free_port("::")
         self.uri = f"tcp:[::]:{self.port}" if transport == "tcp" else f"unix:{self.path}"
         self.target = f"tcp:[::1]:{self.port}"      # for a source that connects itself
         self.transport = transport

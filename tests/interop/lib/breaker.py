@@ -15,15 +15,12 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .links import free_port
+from .programs import Skip
+
 PACKAGED = bytes.fromhex("0800070004")  # command 7 with a payload of four bytes
 _BUFFER = 1 << 18                       # bytes that may wait for a slow reader
 _LINGER_NONE = struct.pack("ii", 1, 0)
-
-
-def free_port(family: int = socket.AF_INET) -> int:
-    with socket.socket(family) as probe:
-        probe.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Addresses:
@@ -36,7 +33,8 @@ class Addresses:
         self.number += 1
         kind = self.number % 3
         if kind == 0:
-            return f"tcp:[::1]:{free_port(socket.AF_INET6)}"
+            with contextlib.suppress(Skip):
+                return f"tcp:[::1]:{free_port('::1')}"
         return f"unix:{self.folder}/wire{self.number}" if kind == 1 else f"tcp:127.0.0.1:{free_port()}"
 
 

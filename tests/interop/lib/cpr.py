@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .host import Host
+from .procfs import listens
 
 MAGIC = b"QCPR\0\0\0\1"
 CARRIER = b"\x20"
@@ -44,15 +45,6 @@ class Ways:
 
     def qemu_options(self) -> list[str]:
         return [word for value in self.incoming() for word in ("-incoming", value)]
-
-
-def listens(path: Path) -> bool:
-    """Somebody listens there: a socket's path is there a moment before. (To connect would be the old process's part.)"""
-    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
-        fields = line.split()
-        if len(fields) == 8 and fields[7] == str(path) and int(fields[3], 16) & 0x10000:
-            return True
-    return False
 
 
 def begin(old: Host, ways: Ways) -> None:

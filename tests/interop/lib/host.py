@@ -40,7 +40,7 @@ class Host(Process):
         super().__exit__(*args)
 
     def wait(self, condition: Callable[[], object], timeout: float = 20.0, what: str = "condition"):
-        """As wait_until, and tells at once when the process has died."""
+        """As wait_until, and tells at once when the process has died. Times are against hangs: never near what it takes."""
         def checked():
             value = condition()
             if not value and not self.alive():
@@ -101,7 +101,7 @@ class Host(Process):
             return None
         return self.wait(reached, timeout, f"status {wanted} of {self.name}")
 
-    def wait_totals(self, timeout: float = 5.0) -> dict:
+    def wait_totals(self, timeout: float = 10.0) -> dict:
         """query-migrate once it has the final numbers, which 7.2 adds a little after `completed`."""
         deadline = time.monotonic() + timeout
         while True:

@@ -19,6 +19,7 @@ from pathlib import Path
 from . import programs
 from .guest import Guest, last_number
 from .process import Process, wait_until
+from .procfs import listens
 from .programs import Skip
 from .qemu import MACHINE
 
@@ -63,7 +64,7 @@ class Libvirt:
         self.process = Process(self._command("libvirtd", "--timeout", "120"), self.log)
         socket = self.root / "run" / "libvirt" / "libvirt-sock"
         try:
-            wait_until(lambda: socket.exists() or not self.process.alive(), 20, "libvirtd to listen")
+            wait_until(lambda: listens(socket) or not self.process.alive(), 60, "libvirtd to listen")
             if not self.process.alive():
                 raise Skip(f"libvirtd does not run here: {self.process.output()[-300:]}")
         except BaseException:

@@ -7,7 +7,9 @@ stream and the source is done before the destination begins. `two_way` links can
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 import socket
 from pathlib import Path
 
@@ -15,6 +17,25 @@ from .host import Host
 from .programs import Skip
 
 _VSOCK_PORT_BASE = 20000
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody has. None of those which the kernel gives to who asks for any port or connects without one:
+    such a one could be taken again before it is used."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+        lowest_given = int(file.read().split()[0])
+    candidates = range(10000, lowest_given) if lowest_given > 11000 else (0,)
+    while True:
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                probe.bind((host, random.choice(candidates)))
+                return probe.getsockname()[1]
+        except OSError as error:
+            if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise Skip(f"{host}: {error.strerror} (no IPv6 here?)") from error
+            if error.errno != errno.EADDRINUSE:
+                raise
+
 
 
 class Link:
@@ -60,6 +81,10 @@ class Tcp4(Link):
 class Tcp6(Tcp4):
     name = "tcp6"
     host = "[::1]"
+
+    def __init__(self, folder: Path, tag: str):
+        super().__init__(folder, tag)
+        free_port("::1")    # skips where there is no such address
 
 
 class Unix(Link):

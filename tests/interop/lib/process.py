@@ -57,7 +57,7 @@ class Process:
             self.child.kill()
         self.child.wait(10)
 
-    def terminate(self, timeout: float = 10.0) -> int:
+    def terminate(self, timeout: float = 20.0) -> int:
         """SIGTERM; the exit status. A process that does not go is killed and the test told."""
         if self.alive():
             self.child.terminate()
@@ -67,7 +67,7 @@ class Process:
             self.kill()
             raise AssertionError(f"{self.argv[0]} did not end within {timeout} s of SIGTERM") from None
 
-    def wait_exit(self, timeout: float = 10.0) -> int:
+    def wait_exit(self, timeout: float = 20.0) -> int:
         """The exit status of a process that ends by itself."""
         return self.child.wait(timeout)
 
@@ -84,7 +84,7 @@ class Process:
         self.kill()
 
 
-def wait_until(condition, timeout: float = 10.0, what: str = "condition", step: float = 0.02):
+def wait_until(condition, timeout: float = 20.0, what: str = "condition", step: float = 0.02):
     """The condition's first true value; fails when it has none in time."""
     deadline = time.monotonic() + timeout
     while True:

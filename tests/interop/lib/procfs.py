@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -66,6 +67,18 @@ def children(pid: int) -> list[str]:
     return found
 
 
+def thread_names(pid: int) -> dict[str, int]:
+    """Name and id of each thread; of two with the same name one."""
+    names = {}
+    for task in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{task}/comm", encoding="utf-8", errors="replace") as file:
+                names[file.read().strip()] = int(task)
+        except OSError:     # it has ended meanwhile
+            continue
+    return names
+
+
 def threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
@@ -82,6 +95,15 @@ def memfd_bytes(pid: int) -> int:
         except OSError:
             continue
     return sum(seen.values())
+
+
+def listens(path: Path) -> bool:
+    """Somebody listens at that unix socket: its path is there a moment before. Asked without connecting to it."""
+    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) == 8 and fields[7] == str(path) and int(fields[3], 16) & 0x10000:
+            return True
+    return False
 
 
 def largest_area(pid: int) -> tuple[int, int]:

@@ -67,13 +67,11 @@ class Qmp:
 
     def _next_line(self, deadline: float) -> bytes:
         while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise QmpTimeout("no line from the server")
-            self._socket.settimeout(left)
+            # What has come already is taken however late it is: who waited for the processor did not wait for the server.
+            self._socket.settimeout(max(0.0, deadline - time.monotonic()))
             try:
                 data = self._socket.recv(1 << 16)
-            except TimeoutError as error:
+            except (TimeoutError, BlockingIOError) as error:
                 raise QmpTimeout("no line from the server") from error
             except ConnectionError as error:
                 raise QmpGone(str(error)) from error
