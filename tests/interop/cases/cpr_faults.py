@@ -275,14 +275,14 @@ def gives_up(folder: Path) -> None:
             entries = good_list()
             with cpr.connect(ways.cpr) as connection:
                 cpr.send_list(connection, entries)
-                park.wait(lambda: open_descriptors(park.pid) > before + 1, 10, "the descriptors to come")
+                park.wait(lambda: open_descriptors(park.pid) > before + 1, 20, "the descriptors to come")
             close_all(entries)
-            park.wait(lambda: open_descriptors(park.pid) == before, 10, "the descriptors to be let go of")
+            park.wait(lambda: open_descriptors(park.pid) == before, 20, "the descriptors to be let go of")
             assert park.status() == "none", park.query_migrate()
         with old_qemu(folder) as source:
             begin(source, ways)
             source.kill()
-        park.wait(lambda: open_descriptors(park.pid) == before, 10, "the dead QEMU's to be let go of")
+        park.wait(lambda: open_descriptors(park.pid) == before, 20, "the dead QEMU's to be let go of")
         with old_qemu(folder, "second") as source:
             source.wait_sweeps(3)
             begin(source, ways)
@@ -387,7 +387,7 @@ def new_dies(folder: Path) -> None:
                     park.kill()
                 else:
                     begin(source, ways)
-                    park.wait(lambda: "descriptors came" in park.output(), 10, "the list")
+                    park.wait(lambda: "descriptors came" in park.output(), 20, "the list")
                     assert source.status() == "setup"
                     park.kill()
             source.wait(lambda: source.status() == "failed", 20, "the old side to notice")
@@ -422,7 +422,7 @@ def never_hangs_up(folder: Path) -> None:
             for _ in range(5):
                 assert park.status() == "setup" and park.run_state() == "running"
             park.qmp.execute("migrate_cancel")
-            park.wait(lambda: park.status() == "cancelled", 10, "the cancel")
+            park.wait(lambda: park.status() == "cancelled", 20, "the cancel")
             for fd in descriptors:
                 os.close(fd)
             connection.close()

@@ -34,7 +34,7 @@ def _incoming_again(folder: Path, what: str | None) -> None:
             word = ("close", "migrate_cancel", "yank", "reset")[number % 4]
             sent = dice.choice((0, 3, 8, 60, len(data) // 2, len(data)))
             with socket.socket(socket.AF_UNIX) as source:
-                source.settimeout(5)
+                source.settimeout(20)
                 source.connect(str(path))
                 with contextlib.suppress(OSError):
                     source.sendall(data[:sent])
@@ -76,8 +76,8 @@ def commands(folder: Path) -> None:
                 time.sleep(0.2)
                 if cancelled:
                     side.qmp.execute("migrate_cancel")
-                assert _ended(side, 5) in ("failed", "cancelled"), (command, side.query_migrate())
-                wait_until(lambda: not procfs.children(side.pid), 2, f"{command}: no child left")
+                assert _ended(side) in ("failed", "cancelled"), (command, side.query_migrate())
+                wait_until(lambda: not procfs.children(side.pid), what=f"{command}: no child left")
         with contextlib.suppress(QmpError):
             host.qmp.execute("migrate", {"channels": [{"channel-type": "main", "addr": {
                 "transport": "exec", "args": ["/nonexistent/program"]}}]})

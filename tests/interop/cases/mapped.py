@@ -439,7 +439,7 @@ def one_side(folder: Path) -> None:
         with Migrationd(folder, f"target-{on}") as target:
             target.capabilities(mapped_ram=on)
             target.incoming(f"file:{path}")
-            target.wait(lambda: target.status() == "failed", 10, "the refusal")
+            target.wait(lambda: target.status() == "failed", 20, "the refusal")
             text = f"Capability mapped-ram is {'on' if on else 'off'}, but received capability is {'off' if on else 'on'}"
             assert text in target.query_migrate()["error-desc"], target.query_migrate()
 
@@ -454,7 +454,7 @@ def unfinished(folder: Path, how: str) -> None:
         source.wait(lambda: source.query_migrate().get("ram", {}).get("transferred", 0) > 8 * MIB, 20, "some pages")
         if how == "cancel":
             source.qmp.execute("migrate_cancel")
-            source.wait(lambda: source.status() == "cancelled", 10, "the cancel")
+            source.wait(lambda: source.status() == "cancelled", 20, "the cancel")
             assert source.run_state() == "running" and source.owner() == "here"
             source.verify_machine()
         else:
@@ -462,11 +462,11 @@ def unfinished(folder: Path, how: str) -> None:
             source.child.wait()
     with Migrationd(folder, "target") as target:
         load(target, path, wait=None)
-        target.wait(lambda: target.status() == "failed", 10, "the refusal")
+        target.wait(lambda: target.status() == "failed", 20, "the refusal")
         assert "the file is incomplete" in target.query_migrate()["error-desc"], target.query_migrate()
     with Qemu(folder, "qemu", "10.0", incoming=True) as qemu:
         load(qemu, path, wait=None)
-        qemu.wait(lambda: qemu.status() == "failed", 10, "QEMU's refusal")
+        qemu.wait(lambda: qemu.status() == "failed", 20, "QEMU's refusal")
 
 
 for _how in ("kill", "cancel"):
@@ -500,7 +500,7 @@ def disk_full(folder: Path) -> None:
         source.verify_machine()
         with Migrationd(folder, "target") as target:
             load(target, disk / "saved", wait=None)
-            target.wait(lambda: target.status() == "failed", 10, "the refusal")
+            target.wait(lambda: target.status() == "failed", 20, "the refusal")
         with Migrationd(folder, "other", machine=LIVE, incoming=["defer"]) as other:
             load(other, folder / "elsewhere")
             other.verify_machine()

@@ -69,7 +69,7 @@ def fails_and_runs_on(source: Migrationd, path: Path, way: Way, *texts: str) -> 
 def is_incomplete(folder: Path, path: Path) -> None:
     with Migrationd(folder, f"target-{path.name}") as target:
         load(target, path, wait=None)
-        target.wait(lambda: target.status() == "failed", 10, "the refusal")
+        target.wait(lambda: target.status() == "failed", 20, "the refusal")
         text = target.query_migrate()["error-desc"]
         assert "the file is incomplete" in text or "ends too early" in text, text
 

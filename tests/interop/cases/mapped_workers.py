@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
-from ..lib import cases, programs
+from ..lib import cases, procfs, programs
 from ..lib.daemon import Migrationd
 from ..lib.qemu import Qemu
 from .mapped import Way, blocks_of, live, load, same_blocks, save, set_up
@@ -65,14 +64,12 @@ def threads(folder: Path) -> None:
         source.parameters(max_bandwidth=20 * MIB)
         source.migrate(f"file:{folder}/saved")
         source.wait(lambda: source.query_migrate().get("ram", {}).get("transferred", 0) > 4 * MIB, 20, "some pages")
-        names = [Path(f"/proc/{source.pid}/task/{task}/comm").read_text().strip()
-                 for task in os.listdir(f"/proc/{source.pid}/task")]
+        names = procfs.thread_names(source.pid)
         workers = sorted(name for name in names if name.startswith("mig/src/send_"))
         assert workers == [f"mig/src/send_{n}" for n in range(5)], names
         source.parameters(max_bandwidth=1 << 60)
         source.wait_status("completed")
-        left = [name for name in os.listdir(f"/proc/{source.pid}/fd")
-                if os.readlink(f"/proc/{source.pid}/fd/{name}") == f"{folder}/saved"]
+        left = [name for name in procfs.open_names(source.pid) if name.endswith(f" {folder}/saved")]
         assert not left, left
 
 

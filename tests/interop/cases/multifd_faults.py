@@ -230,7 +230,7 @@ def runs_on(source: Host) -> None:
 
 def notices(source: Host) -> None:
     try:
-        source.wait(lambda: source.status() == "failed", 5, "the source to notice")
+        source.wait(lambda: source.status() == "failed", what="the source to notice")
     except QmpTimeout:
         # Seen in one run of ten under load: a QEMU source whose channel breaks while it synchronises. The verdict of the
         # destination, which is what this is about, was right before.

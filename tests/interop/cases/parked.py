@@ -41,7 +41,7 @@ def _next_holder(folder: Path, running: bool, word: str, expected: str) -> None:
         park.qmp.execute(word)
         park.qmp.wait_event({"stop": "STOP", "cont": "RESUME"}[word])
         links.transfer(park, destination, links.Tcp4(folder, "out"), True)
-        destination.wait(lambda: destination.run_state() == expected, 5, f"the guest to be {expected}")
+        destination.wait(lambda: destination.run_state() == expected, what=f"the guest to be {expected}")
 
 
 cases.add("parked/stop-sets-what-the-next-holder-does",

@@ -19,6 +19,7 @@ from ..lib.guest import Guest
 from ..lib.host import Host
 from ..lib.onecopy import check_one_copy
 from ..lib.qemu import Qemu
+from .postcopy_kills import settled
 from .postcopy_pair import Pair
 from .postcopy_source import RESUME, park, went_on
 from .story import QuietPair, arrive
@@ -73,9 +74,9 @@ class Wire:
         if self.handshakes and self.chance.random() < 0.3:
             self.breaker.break_after(self.chance.randrange(1, 100), clean=self.chance.random() < 0.5)
             self.source.migrate(address, resume=True)
-            assert self.breaker.broken.wait(10), "the handshake was shorter than a hundred bytes"
+            assert self.breaker.broken.wait(20), "the handshake was shorter than a hundred bytes"
             self.breaks += 1
-            time.sleep(0.1)
+            time.sleep(0.5)     # the target may still think that nobody has come; it shall have seen who did
             self.both("postcopy-paused")
             return self.recover()
         self.source.migrate(address, resume=True)
@@ -170,14 +171,8 @@ SOURCE_IN = {("failed", "running", "here"), ("failed", "paused", "unknown"), ("p
 TARGET_IN = {("failed", "inmigrate", "none"), ("setup", "inmigrate", "none"), ("postcopy-paused", "running", "here")}
 
 
-def _seen(host: Migrationd) -> tuple[str, str, str]:
-    return host.status(), host.run_state(), host.owner()
-
-
 def _settled(pair: Pair) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
-    for host, states in ((pair.source, SOURCE_IN), (pair.target, TARGET_IN)):
-        host.wait(lambda host=host, states=states: _seen(host) in states, 10, f"a state of {states}, not {_seen(host)}")
-    return _seen(pair.source), _seen(pair.target)
+    return settled(pair.source, SOURCE_IN), settled(pair.target, TARGET_IN)
 
 
 def in_the_switch(folder: Path, attempts: int, seed: int) -> None:
@@ -202,8 +197,7 @@ def in_the_switch(folder: Path, attempts: int, seed: int) -> None:
                     pair.source.parameters(max_postcopy_bandwidth=0)
                     pair.arrived()
                     continue
-            time.sleep(0.2)
-            assert (_seen(pair.source), _seen(pair.target)) == (source, target)
+            assert _settled(pair) == (source, target)
             assert check_one_copy(pair.log) <= 2
 
 
@@ -231,4 +225,4 @@ def swallowed(folder: Path) -> None:
         assert check_one_copy(pair.log) == 2
         pair.target.kill()
         pair.source.qmp.execute("cont")
-        pair.source.wait(lambda: pair.source.run_state() == "running", 5, "the explicit word")
+        pair.source.wait(lambda: pair.source.run_state() == "running", what="the explicit word")

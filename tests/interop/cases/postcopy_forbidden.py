@@ -53,7 +53,7 @@ def resume(folder: Path) -> None:
             poor.incoming(f"unix:{folder / 'poor.out'}")
             daemon.capabilities("postcopy-ram")
             daemon.migrate(f"unix:{folder / 'poor.out'}")
-            daemon.wait(lambda: daemon.status() == "failed", 10, "the refusal")
+            daemon.wait(lambda: daemon.status() == "failed", 20, "the refusal")
             assert daemon.owner() == "here" and poor.serial() == b"", daemon.machine()
         with Qemu(folder, "target", "10.0", memory_mib=32, guest=LARGE, incoming=True) as target:
             into_postcopy(daemon, target, f"unix:{folder / 'out'}")

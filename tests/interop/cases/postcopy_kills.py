@@ -26,7 +26,6 @@ from .postcopy_pair import Pair
 from .postcopy_source import RESUME, park
 from .story import never_ran_twice
 
-WITHIN = 5.0
 SOURCE_LEFT = {("failed", "running", "here"), ("failed", "paused", "unknown"), ("postcopy-paused", "finish-migrate", "moved"),
                ("completed", "postmigrate", "moved")}
 TARGET_LEFT = {("failed", "inmigrate", "none"), ("setup", "inmigrate", "none"), ("postcopy-paused", "running", "here"),
@@ -35,6 +34,21 @@ TARGET_LEFT = {("failed", "inmigrate", "none"), ("setup", "inmigrate", "none"), 
 
 def _seen(host: Migrationd) -> tuple[str, str, str]:
     return host.status(), host.run_state(), host.owner()
+
+
+def settled(host: Migrationd, states: set[tuple[str, str, str]]) -> tuple[str, str, str]:
+    """One of those states, once it stays so. A daemon that still listens may not have looked yet at what stands at its
+    door."""
+    while True:
+        try:
+            host.wait(lambda: _seen(host) in states, what="a state that is one")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: not {_seen(host)} but one of {states}") from error
+        state = _seen(host)
+        time.sleep(1.0 if state[0] == "setup" else 0.3)
+        if _seen(host) == state:
+            return state
+        assert state[0] == "setup", f"from {state} to {_seen(host)}"
 
 
 def killed(folder: Path, victim: str, moments: int, seed: int, preempt: bool = False) -> None:
@@ -50,12 +64,8 @@ def killed(folder: Path, victim: str, moments: int, seed: int, preempt: bool = F
             time.sleep(chance.uniform(0, 0.5) if number % 2 else chance.uniform(0, 0.05))
             dead, left = (pair.source, pair.target) if victim == "source" else (pair.target, pair.source)
             dead.kill()
-            wanted = TARGET_LEFT if victim == "source" else SOURCE_LEFT
-            left.wait(lambda: _seen(left) in wanted, WITHIN, f"a state of {wanted}, not {_seen(left)}")
-            state = _seen(left)
+            state = settled(left, TARGET_LEFT if victim == "source" else SOURCE_LEFT)
             found[state[0]] = found.get(state[0], 0) + 1
-            time.sleep(0.3)
-            assert _seen(left) == state, (state, _seen(left))
             assert check_one_copy(pair.log) <= 2
             if state[1] == "running" and state[0] != "postcopy-paused":
                 assert left.verify_machine() > 0
@@ -90,7 +100,7 @@ def killed_beside_qemu(folder: Path, victim: str, moments: int, seed: int) -> No
             time.sleep(chance.uniform(0, 0.4) if number % 2 else chance.uniform(0, 0.03))
             (daemon if victim == "source" else target).kill()
             if victim == "target":
-                daemon.wait(lambda: _seen(daemon) in SOURCE_LEFT, WITHIN, "a state that is one")
+                settled(daemon, SOURCE_LEFT)
             else:
                 time.sleep(0.5)
                 assert target.alive() and target.status() in ("failed", "postcopy-paused", "completed", "setup", "active")

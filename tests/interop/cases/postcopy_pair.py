@@ -33,7 +33,7 @@ class Pair:
         for host in (self.source, self.target):
             host.__enter__()
             host.capabilities("postcopy-ram", postcopy_preempt=self.preempt)
-        self.source.wait(lambda: self.log.exists() and self.log.stat().st_size > 0, 10, "the guest's first tick")
+        self.source.wait(lambda: self.log.exists() and self.log.stat().st_size > 0, 20, "the guest's first tick")
         return self
 
     def __exit__(self, *args):
@@ -119,7 +119,7 @@ def broken(folder: Path, breaks: int, seed: int = 3, **options) -> None:
     chance = random.Random(seed)
     # Slow in every way, or it is over before it was broken often enough: requests are not limited by the rate.
     with Pair(folder, rate=2, **options) as pair:
-        pair.source.parameters(max_postcopy_bandwidth=4 << 20)
+        pair.source.parameters(max_postcopy_bandwidth=1 << 20)
         pair.leave()
         for number in range(breaks):
             pair.both("postcopy-active")
@@ -144,8 +144,8 @@ def killed(folder: Path, victim: str) -> None:
     for number in range(4):
         place = folder / str(number)
         place.mkdir()
-        with Pair(place) as pair:
-            pair.source.parameters(max_postcopy_bandwidth=4 << 20)
+        with Pair(place, rate=2) as pair:
+            pair.source.parameters(max_postcopy_bandwidth=1 << 20)
             pair.leave()
             pair.both("postcopy-active")
             time.sleep(0.05 * number)

@@ -85,7 +85,7 @@ def started_late(folder: Path) -> None:
         uri = f"unix:{folder / 'out'}"
         destination.incoming(uri)
         daemon.migrate(uri)
-        daemon.wait(lambda: daemon.query_migrate().get("ram", {}).get("transferred", 0) > 2 << 20, 10, "some precopy")
+        daemon.wait(lambda: daemon.query_migrate().get("ram", {}).get("transferred", 0) > 2 << 20, what="some precopy")
         assert daemon.status() == "active"
         daemon.qmp.execute("migrate-start-postcopy")
         answer = daemon.wait_status("completed")
@@ -101,7 +101,7 @@ def _recover(folder: Path, version: str, preempt: bool, breaks: int) -> None:
     with Qemu(folder, "source", "7.2", memory_mib=32, guest=guest) as source, Migrationd(folder, "park") as daemon, \
          Qemu(folder, "target", version, memory_mib=32, guest=guest, incoming=True) as destination:
         left_at = park(folder, source, daemon)
-        daemon.parameters(max_postcopy_bandwidth=2 << 20)
+        daemon.parameters(max_postcopy_bandwidth=1 << 20)
         begin_resume(daemon, destination, f"unix:{folder / 'out'}", preempt)
         for number in range(breaks):
             daemon.wait_status("postcopy-active")
@@ -114,7 +114,7 @@ def _recover(folder: Path, version: str, preempt: bool, breaks: int) -> None:
             destination.wait_status("postcopy-paused")
             if number == 0:
                 daemon.migrate(f"unix:{folder / 'nobody'}", resume=True)     # a dead address does no harm
-                daemon.wait(lambda: "nobody" in daemon.query_migrate().get("error-desc", ""), 5, "the dead address")
+                daemon.wait(lambda: "nobody" in daemon.query_migrate().get("error-desc", ""), what="the dead address")
                 daemon.wait_status("postcopy-paused")
             uri = f"unix:{folder / 'again'}{number}"
             destination.qmp.execute("migrate-recover", {"uri": uri})
@@ -141,7 +141,7 @@ def refused_there(folder: Path) -> None:
         for name, options in (("memory", {"memory_mib": 32}), ("devices", {"own_firmware": False, "memfd": True})):
             with Qemu(folder, name, "10.0", incoming=True, **options) as destination:
                 begin_resume(daemon, destination, f"unix:{folder / name}.out")
-                daemon.wait(lambda: daemon.status() == "failed", 10, "the refusal to arrive")
+                daemon.wait(lambda: daemon.status() == "failed", what="the refusal to arrive")
                 assert daemon.owner() == "here", daemon.machine()
                 assert destination.serial() == b"", "it ran there"
         assert daemon.run_state() == "running", daemon.run_state()

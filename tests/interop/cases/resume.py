@@ -128,7 +128,7 @@ def refusals(folder: Path) -> None:
         (folder / "rubbish").write_bytes(b"no machine" * 1000)
         daemon.capabilities(RESUME)
         daemon.incoming(f"file:{folder / 'rubbish'}")
-        daemon.wait(lambda: daemon.status() == "failed", 5, "rubbish to be refused")
+        daemon.wait(lambda: daemon.status() == "failed", what="rubbish to be refused")
 
 
 def _migrationctl(*words: str, timeout: float = 40) -> subprocess.CompletedProcess:
@@ -161,7 +161,7 @@ def one_command_refusals(folder: Path) -> None:
         assert run.returncode == 1, run
         run = _migrationctl("resume", str(path), "--to", f"unix:{folder / 'out'}", "--run")
         assert run.returncode == 0, run
-        destination.wait(lambda: destination.run_state() == "running", 5, "the guest to run")
+        destination.wait(lambda: destination.run_state() == "running", what="the guest to run")
     run = _migrationctl("resume", str(folder / "none"), "--to", f"unix:{folder / 'out'}")
     assert run.returncode == 1 and "No such file" in run.stderr, run
     run = _migrationctl("resume", str(path), "--to", "unix:/x", "--clones", "2")

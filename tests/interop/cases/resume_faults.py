@@ -131,7 +131,7 @@ def before(folder: Path) -> None:
         open_lazily(daemon, path)
         rewritten(path)
         begin_resume(daemon, destination, f"unix:{folder / 'out'}")
-        daemon.wait(lambda: daemon.status() == "failed", 10, "the refusal")
+        daemon.wait(lambda: daemon.status() == "failed", 20, "the refusal")
         assert "was written to after it was opened" in daemon.query_migrate()["error-desc"], daemon.query_migrate()
         assert daemon.owner() == "here" and destination.serial() == b""
 

@@ -81,6 +81,6 @@ def changed_page(folder: Path) -> None:
         _change_page(host, 0x100000 + 700 * 4096 + 4092)
         _expect(AssertionError, host.check_memory)
         host.qmp.execute("cont")
-        host.wait(lambda: b"E" in host.serial().rpartition(b"\n")[0].rpartition(b"\n")[2], 5, "the guest's complaint")
+        host.wait(lambda: b"E" in host.serial().rpartition(b"\n")[0].rpartition(b"\n")[2], what="the guest's complaint")
         assert host.serial().splitlines()[-1].startswith(b"E003BC000 "), host.serial()[-40:]
         _expect(SerialError, lambda: check_serial([host.serial()]))

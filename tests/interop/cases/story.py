@@ -30,7 +30,7 @@ def arrive(pair: QuietPair, running: bool) -> None:
     source, destination = pair.source, pair.destination
     assert source.run_state() == "postmigrate", source.run_state()
     if running:
-        assert destination.wait(lambda: destination.run_state() == "running", 10, "guest to run on")
+        assert destination.wait(lambda: destination.run_state() == "running", 20, "guest to run on")
     else:
         assert destination.run_state() == "paused", destination.run_state()
         assert destination.check_memory() == pair.sweep_at_departure, "memory is of another moment"

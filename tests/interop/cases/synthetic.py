@@ -45,11 +45,14 @@ def finish(source: Migrationd, limit: int) -> int:
             return limit
         assert answer["status"] in ("setup", "active", "device"), answer
         time.sleep(0.05)
+    # It may be about to go at this very moment: then it ends.
     answer = source.query_migrate()
-    if answer["status"] == "completed":
+    running = source.run_state() == "running"
+    if source.status() in ("device", "completed"):
+        source.wait_status("completed")
         return limit
     # It keeps to the rules: still active, still running, and says itself that the downtime would be too long.
-    assert answer["status"] == "active" and source.run_state() == "running", answer
+    assert answer["status"] == "active" and running, answer
     assert answer["expected-downtime"] > limit, f"it could have switched over: {answer}"
     assert answer["ram"]["dirty-sync-count"] >= 2, answer
     limit = 2 * answer["expected-downtime"]
@@ -172,9 +175,9 @@ def _cancel(folder: Path, at: str) -> None:
         elif at != "at-once":
             source.wait_status(at)
         source.qmp.execute("migrate_cancel")
-        source.wait(lambda: source.status() == "cancelled", 5, "the cancel to be done")
+        source.wait(lambda: source.status() == "cancelled", what="the cancel to be done")
         assert source.run_state() == "running" and source.owner() == "here"
-        destination.wait(lambda: destination.status() in ("failed", "setup"), 5, "the destination to notice")
+        destination.wait(lambda: destination.status() in ("failed", "setup"), what="the destination to notice")
         source.capabilities(pause_before_switchover=False)
         source.parameters(max_bandwidth=1 << 40)
         if destination.status() == "failed":
