@@ -15,6 +15,9 @@ from attached_lib import Host, HostTest
 from guest_lib import Guest
 from qmp_lib import WAIT
 
+# Milliseconds for a guest that hangs. All else it is asked must be answered within them, by a Python beside other tests.
+SHORT = 2000
+
 
 class Liars(HostTest):
     """Guests that register what cannot be, and what becomes of them: the daemon goes on."""
@@ -208,7 +211,7 @@ class Faults(HostTest):
     """Guests that hang, die, lie and flood while a machine of theirs is moved: it stays where it is."""
 
     def hang(self, kind: int, where: str, say: str, *switches: str) -> None:
-        short, long = {"deadline": 700}, {"deadline": 20000}
+        short, long = {"deadline": SHORT}, {"deadline": 20000}
         one = self.host(**short if where == "source" else long)
         two = self.host(**long if where == "source" else short)
         source, target = self.machine(one, g.RUNNING), self.machine(two, g.EMPTY)
@@ -228,7 +231,7 @@ class Faults(HostTest):
         self.hang(g.STOP, "source", "no answer to STOP")
 
     def test_a_hang_in_save(self) -> None:
-        one, two = self.host(deadline=700), self.host()
+        one, two = self.host(deadline=SHORT), self.host()
         source = self.machine(one, g.RUNNING)
         self.machine(two, g.EMPTY)
         source.hooks[g.SAVE] = lambda _body, _fds: g.HANG
@@ -254,7 +257,7 @@ class Faults(HostTest):
         self.hang(g.UNWATCH, "target", "has not answered UNWATCH yet", "postcopy-ram")
 
     def test_a_hang_in_start_leaves_the_machine_where_it_arrived(self) -> None:
-        one, two = self.host(), self.host(deadline=700)
+        one, two = self.host(), self.host(deadline=SHORT)
         source, target = self.machine(one, g.RUNNING), self.machine(two, g.EMPTY)
         target.hooks[g.START] = lambda _body, _fds: g.HANG
         for each in (one, two):
@@ -288,7 +291,7 @@ class Faults(HostTest):
     def test_a_hang_in_the_bitmaps_calls(self) -> None:
         for kind, name in ((g.DIRTY_LOG, "DIRTY_LOG"), (g.DIRTY_SYNC, "DIRTY_SYNC")):
             with self.subTest(name):
-                one = self.host(deadline=700)
+                one = self.host(deadline=SHORT)
                 source = self.machine(one, g.RUNNING, tracking=g.BITMAP)
                 source.hooks[kind] = lambda _body, _fds: g.HANG
                 two = self.host()
@@ -298,7 +301,7 @@ class Faults(HostTest):
                 self.assertEqual(one.status(), "running")
 
     def test_a_stop_that_comes_late_is_undone(self) -> None:
-        one = self.host(deadline=700)
+        one = self.host(deadline=SHORT)
         source = self.machine(one, g.RUNNING)
         source.hooks[g.STOP] = lambda body, fds: (source.stop(body, fds), g.HANG)[1]
         self.assertIn("no answer to STOP", one.client.ask("stop")["error"]["desc"])

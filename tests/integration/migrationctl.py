@@ -199,14 +199,18 @@ class Pair(unittest.TestCase):
     def test_destination_shows_no_numbers_that_nobody_told_it(self) -> None:
         self.assertEqual(self.migration_line(self.destination), "migration  none")
         watcher = start(self.destination, "incoming", "--wait", self.uri)
-        self.wait_for(self.destination, "migration  setup: waiting for the source")
-        # Slow enough that it is seen on the way.
-        self.assertEqual(run(self.source, "parameters", "max-bandwidth=16M")[0], DONE)
+        self.addCleanup(watcher.kill)
+        assert watcher.stdout and watcher.stderr
+        # Nothing goes on before it was seen on the way.
+        lines = [watcher.stdout.readline().rstrip("\n") for _ in range(2)]
+        self.assertEqual(self.migration_line(self.destination), "migration  setup: waiting for the source")
+        self.assertEqual(run(self.source, "parameters", "max-bandwidth=1M")[0], DONE)
         self.assertEqual(run(self.source, "migrate", "--detach", self.uri)[0], DONE)
-        self.wait_for(self.destination, "migration  active: receiving")
-        status, out, err = finish(watcher)
-        self.assertEqual((status, err), (DONE, ""))
-        lines = [line for line in out.splitlines() if line != "device"]
+        lines.append(watcher.stdout.readline().rstrip("\n"))
+        self.assertEqual(self.migration_line(self.destination), "migration  active: receiving")
+        self.assertEqual(run(self.source, "parameters", "max-bandwidth=1G")[0], DONE)
+        lines += [line for line in watcher.stdout.read().splitlines() if line != "device"]
+        self.assertEqual((watcher.wait(WAIT), watcher.stderr.read()), (DONE, ""))
         self.assertEqual(lines, [f"listening on {self.uri}", "setup: waiting for the source", "active: receiving",
                                  "migration completed"])
         self.assertEqual(self.migration_line(self.destination), "migration  completed")

@@ -102,9 +102,12 @@ class Client:
         self.socket.sendall(data)
 
     def line(self) -> bytes:
-        """The next line without its CR LF; b"" at the end of the stream."""
+        """The next line without its CR LF; b"" at the end of the stream, also of one that left words of ours unread."""
         while b"\r\n" not in self.buffer:
-            more = self.socket.recv(1 << 20)
+            try:
+                more = self.socket.recv(1 << 20)
+            except ConnectionResetError:
+                more = b""
             if not more:
                 assert self.buffer == b"", f"unfinished line {self.buffer[:80]!r}"
                 return b""
