@@ -82,7 +82,7 @@ bool may_fault() {
 }
 
 bool comes_true(const std::function<bool()>& condition) {
-  for (int i = 0; i < 4000; ++i) {
+  for (int i = 0; i < 30000; ++i) {
     if (condition()) return true;
     std::this_thread::sleep_for(1ms);
   }
@@ -239,7 +239,7 @@ TEST_CASE("GuestMemory.leaves_waiters_asleep_when_it_is_abandoned") {
     guest->listen();
     static std::atomic<int> seen{-1};
     std::thread([guest] { seen = guest->read(3); }).detach();
-    for (int i = 0; i < 4000 && guest->pages->outstanding() != 1; ++i) std::this_thread::sleep_for(1ms);
+    for (int i = 0; i < 30000 && guest->pages->outstanding() != 1; ++i) std::this_thread::sleep_for(1ms);
     guest->faults.reset();
     guest->memory->abandon();
     guest->memory.reset();

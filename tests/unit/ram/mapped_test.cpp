@@ -135,7 +135,7 @@ TEST_CASE("MappedFile.its_workers_stand_in_the_roster_while_they_work") {
   const File file;
   {
     Saver saver(source, file, Variant{0, false, FileEngine::best, 3});
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
     while (file.roster->list().size() < 3 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
     std::set<std::string> names;
     for (const auto& entry : file.roster->list()) names.insert(entry.name);

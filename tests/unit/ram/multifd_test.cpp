@@ -148,7 +148,7 @@ struct Receiving {
     REQUIRE(bool(far_main->write({&piece, 1})));
   }
   // The text of what went wrong, whoever noticed; empty when nothing did within `limit`.
-  std::string failure(std::chrono::milliseconds limit = 3000ms) const {
+  std::string failure(std::chrono::milliseconds limit = 30000ms) const {
     const auto deadline = std::chrono::steady_clock::now() + limit;
     while (std::chrono::steady_clock::now() < deadline) {
       if (const auto error = multifd->failure()) return error->text();
@@ -303,6 +303,7 @@ TEST_CASE("Multifd.a_barrier_holds_both_sides") {
     read = bool(to.bodies->read_body());
     met = true;
   });
+  for (int i = 0; i < 30000 && to.multifd->normal_pages() < 1; ++i) std::this_thread::sleep_for(1ms);
   std::this_thread::sleep_for(50ms);
   CHECK_FALSE(met);
   // The page behind the first channel's SYNC is not taken before the second channel has come.
@@ -310,7 +311,7 @@ TEST_CASE("Multifd.a_barrier_holds_both_sides") {
   to.say(1, sync_packet());
   mover.join();
   CHECK(read);
-  for (int i = 0; i < 2000 && to.multifd->normal_pages() < 2; ++i) std::this_thread::sleep_for(1ms);
+  for (int i = 0; i < 30000 && to.multifd->normal_pages() < 2; ++i) std::this_thread::sleep_for(1ms);
   to.multifd.reset();
   CHECK(to.map.at(0).engine()[0] == std::byte{2});
 }
@@ -331,7 +332,7 @@ TEST_CASE("Multifd.a_packet_that_comes_twice_is_noticed_where_the_source_counts"
     for (const Bytes& bytes : {sync, page, page}) to.say(0, bytes);
     to.say_main({flush, eos});
     CHECK(bool(to.bodies->read_body()));
-    for (int i = 0; i < 2000 && to.multifd->normal_pages() < 2; ++i) std::this_thread::sleep_for(1ms);
+    for (int i = 0; i < 30000 && to.multifd->normal_pages() < 2; ++i) std::this_thread::sleep_for(1ms);
     CHECK(to.multifd->normal_pages() == 2);
   }
 }
@@ -396,7 +397,7 @@ TEST_CASE("Multifd.pages_behind_the_last_barrier_are_no_success") {
     to.say_main({});
     CHECK(bool(to.multifd->at_flush()));
     to.say(0, page_packet("pc.ram", {0}, 1));
-    for (int i = 0; i < 2000 && to.multifd->normal_pages() < 1; ++i) std::this_thread::sleep_for(1ms);
+    for (int i = 0; i < 30000 && to.multifd->normal_pages() < 1; ++i) std::this_thread::sleep_for(1ms);
     const auto end = to.multifd->at_end_of_section();
     REQUIRE(!end.has_value());
     CHECK(end.error().text() ==
@@ -575,7 +576,7 @@ TEST_CASE("Multifd.threads_are_listed_under_qemus_names") {
   auto sender = MultifdSender::start(std::move(out), {}, {}, map, *stop, roster);
   REQUIRE(sender.has_value());
   std::vector<std::string> names;
-  for (int i = 0; i < 2000 && names.size() < 3; ++i) {
+  for (int i = 0; i < 30000 && names.size() < 3; ++i) {
     std::this_thread::sleep_for(1ms);
     names.clear();
     for (const auto& entry : roster.list()) names.push_back(entry.name);
