@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/migration/destination.hpp"
 
+#include "base/closed_by_peer.hpp"
 #include "base/limits.hpp"
 #include "base/log.hpp"
 #include "daemon/migration/cpr_limits.hpp"
@@ -216,7 +217,9 @@ Result<void> MigrationDestination::handle_command(const stream::Command& command
   }
   if (const auto* ping = std::get_if<stream::command::Ping>(&command)) {
     if (!return_path_open_) return wire_error("PING before OPEN_RETURN_PATH");
-    return tell_source(stream::reply::Pong{ping->value});
+    // A source that is gone is found gone by who reads what it sent, and that may be the whole machine.
+    auto told = tell_source(stream::reply::Pong{ping->value});
+    return !told && closed_by_peer(told.error()) ? Result<void>() : told;
   }
   if (std::holds_alternative<stream::command::SwitchoverStart>(command)) {
     receiver_->note_switchover_start();

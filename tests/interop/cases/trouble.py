@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import resource
+import signal
 import socket
 import struct
 import threading
@@ -314,6 +315,20 @@ def only_a_header(folder: Path) -> None:
             host.wait(lambda: host.status() == "failed", 20, "the silence to be noticed")
         assert "nothing behind it" in host.query_migrate()["error-desc"], host.query_migrate()
         host.incoming(f"unix:{folder}/in2")
+
+
+@cases.case("trouble/a-source-that-has-sent-all-and-is-gone", quick=True)
+def sent_all_and_gone(folder: Path) -> None:
+    """Its PING cannot be answered any more when a busy destination comes to it. The machine is whole, and nowhere else."""
+    with Migrationd(folder, "host") as host:
+        host.incoming(f"unix:{folder}/in")
+        with socket.socket(socket.AF_UNIX) as source:
+            source.connect(f"{folder}/in")
+            host.signal(signal.SIGSTOP)
+            source.sendall(replace(Stream(), commands=streams.OPEN_RETURN_PATH + streams.PING).bytes())
+        host.signal(signal.SIGCONT)
+        host.wait_status("completed")
+        assert host.owner() == "here", host.machine()
 
 
 def _pages(count: int) -> Stream:
