@@ -138,8 +138,9 @@ Outcome run(Source& source, Destination& destination, Meanwhile meanwhile) {
   meanwhile();
   const auto deadline = std::chrono::steady_clock::now() + hang;
   while (ended < 2 && std::chrono::steady_clock::now() < deadline) {
-    // A destination whose source never came to it listens for another.
-    if (gone && !left->result) destination.stop->request();
+    // A destination whose source never came to it listens for another; one that has it shall hear why it left.
+    const bool hears = destination.events.active && std::chrono::steady_clock::now() < deadline - hang / 2;
+    if (gone && !left->result && !hears) destination.stop->request();
     // And one that has failed listens no more.
     if (done && !arrived->result) destination.destination.reset();
     std::this_thread::sleep_for(1ms);
