@@ -43,8 +43,8 @@ Result<Pipe> make_pipe() {
 
 // The parts of posix_spawn that must be destroyed.
 struct SpawnPlan {
-  posix_spawn_file_actions_t actions;
-  posix_spawnattr_t attributes;
+  posix_spawn_file_actions_t actions{};
+  posix_spawnattr_t attributes{};
   SpawnPlan() {
     ::posix_spawn_file_actions_init(&actions);
     ::posix_spawnattr_init(&attributes);

@@ -315,6 +315,7 @@ Result<void> MigrationDestination::prepare_store(const std::vector<stream::RamSe
   }
   if (rdma_ == nullptr) return {};
   std::vector<std::string> names;
+  names.reserve(blocks.size());
   for (const stream::RamSetupBlock& block : blocks) names.push_back(block.name);
   MD_TRY(rdma_receiver_,
          ram::RdmaReceiver::make(*rdma_, machine_->ram(), postcopy_->noting(*store_), counters_, names));

@@ -109,7 +109,7 @@ class Door {
 
   // A source whose pages are still on their way may have written its last byte already: without a word it would keep
   // its guest stopped, for a machine that nobody has. One that wants no answer does not read this.
-  void say_no() noexcept {
+  void say_no() {
     if (!source_.main) return;
     ByteWriter out;
     stream::encode_return_message(out, stream::reply::Shut{1});

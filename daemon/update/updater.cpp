@@ -89,7 +89,6 @@ struct Updater::Attempt {
 Updater::Updater(UpdaterOptions options, control::EventLoop& loop, migration::DaemonService& service,
                  control::ControlServer& server, GuestDoor* guests, std::function<void()> on_replaced)
     : options_(std::move(options)),
-      loop_(loop),
       service_(service),
       server_(server),
       guests_(guests),

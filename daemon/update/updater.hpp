@@ -60,7 +60,6 @@ class Updater {
   void time_out();
 
   const UpdaterOptions options_;
-  control::EventLoop& loop_;
   migration::DaemonService& service_;
   control::ControlServer& server_;
   GuestDoor* const guests_;

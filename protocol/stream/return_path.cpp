@@ -81,17 +81,13 @@ Result<ReturnMessage> message_of(std::uint16_t number, ByteView payload) {
 }
 
 std::uint16_t number_of(const ReturnMessage& message) noexcept {
-  struct Number {
-    std::uint16_t operator()(const Shut&) const { return type::shut; }
-    std::uint16_t operator()(const Pong&) const { return type::pong; }
-    std::uint16_t operator()(const RequestPages& request) const {
-      return request.block.empty() ? type::req_pages : type::req_pages_id;
-    }
-    std::uint16_t operator()(const RecvBitmap&) const { return type::recv_bitmap; }
-    std::uint16_t operator()(const ResumeAck&) const { return type::resume_ack; }
-    std::uint16_t operator()(const SwitchoverAck&) const { return type::switchover_ack; }
-  };
-  return std::visit(Number{}, message);
+  if (const auto* request = std::get_if<RequestPages>(&message)) {
+    return request->block.empty() ? type::req_pages : type::req_pages_id;
+  }
+  if (std::holds_alternative<Shut>(message)) return type::shut;
+  if (std::holds_alternative<Pong>(message)) return type::pong;
+  if (std::holds_alternative<RecvBitmap>(message)) return type::recv_bitmap;
+  return std::holds_alternative<ResumeAck>(message) ? type::resume_ack : type::switchover_ack;
 }
 
 struct PayloadWriter {
