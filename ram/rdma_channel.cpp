@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ram/rdma_channel.hpp"
 
-#include <fmt/format.h>
+#include "ram/rdma_inbox.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -14,27 +14,26 @@ using rdma::ControlType;
 RdmaChannel::RdmaChannel(RdmaSide side, RdmaConnections connections)
     : side_(side), connections_(std::move(connections)) {}
 
-// --- reading ----------------------------------------------------------------------------------------------------
+RdmaChannel::~RdmaChannel() = default;
 
-// False: the peer has disconnected.
-Result<bool> RdmaChannel::fetch() {
-  RdmaControl* const from = reading();
-  if (from == nullptr) return Error(ErrorKind::io, "RDMA: there is no return path to read from");
-  MD_TRY(const auto message, from->receive());
-  if (!message) return false;
-  if (message->type != ControlType::qemu_file) {
-    return wire_error(fmt::format("RDMA: Was expecting a {}, but got: {} ({}), length: {}",
-                                  rdma::describe_control(ControlType::qemu_file), rdma::control_name(message->type),
-                                  static_cast<std::uint32_t>(message->type), message->payload.size()));
+Result<std::unique_ptr<RdmaChannel>> RdmaChannel::make(RdmaSide side, RdmaConnections connections) {
+  std::unique_ptr<RdmaChannel> channel(new RdmaChannel(side, std::move(connections)));
+  if (side == RdmaSide::source && channel->connections_.return_path) {
+    MD_TRY(channel->inbox_,
+           RdmaInbox::start(*channel->connections_.return_path, !channel->connections_.large_requests));
   }
-  rest_ = message->payload;
-  return true;
+  return channel;
 }
 
+// --- reading ----------------------------------------------------------------------------------------------------
+
 Result<std::size_t> RdmaChannel::read(std::span<const iovec> into) {
+  if (inbox_) return inbox_->read(into);
+  if (side_ == RdmaSide::source) return Error(ErrorKind::io, "RDMA: there is no return path to read from");
   if (rest_.empty()) {
-    MD_TRY(const bool here, fetch());
-    if (!here) return std::size_t{0};
+    MD_TRY(const auto bytes, next_stream_bytes(*connections_.main));
+    if (!bytes) return std::size_t{0};
+    rest_ = *bytes;
   }
   std::size_t done = 0;
   for (const iovec& piece : into) {
@@ -48,9 +47,7 @@ Result<std::size_t> RdmaChannel::read(std::span<const iovec> into) {
 
 Result<bool> RdmaChannel::wait_for_bytes(std::chrono::milliseconds limit) {
   if (!rest_.empty()) return true;
-  RdmaControl* const from = reading();
-  if (from == nullptr) return Error(ErrorKind::io, "RDMA: there is no return path to read from");
-  return from->wait_for_message(limit);
+  return connections_.main->wait_for_message(limit);
 }
 
 bool RdmaChannel::peer_is_old() const noexcept {
@@ -83,6 +80,9 @@ Result<void> RdmaChannel::write(std::span<const iovec> from) {
     }
   }
   if (filled != 0) MD_CHECK(send_part());
+  // What was sent, its READY was there for.
+  if (inbox_ && !heard_) inbox_->open();
+  heard_ = true;
   // A return path carries a few words, the last of which must have arrived before the connection ends.
   return side_ == RdmaSide::destination ? to->finish() : Result<void>();
 }
@@ -97,6 +97,8 @@ void RdmaChannel::shutdown() noexcept {
   connections_.main->disconnect();
   if (connections_.return_path) connections_.return_path->disconnect();
   for (const auto& lane : connections_.lanes) lane->link().disconnect();
+  // Who waits for the first message hears of the end.
+  if (inbox_) inbox_->open();
 }
 
 void RdmaChannel::say_failure(ByteView last_word) noexcept {

@@ -8,7 +8,7 @@
 // there is nothing, and in a RAM section the next message may be none of the stream's.
 //
 // One direction has one connection. The main one carries the stream; the return path, if there is one, is a second one
-// made by the source, on which the destination writes.
+// made by the source, on which the destination writes. The source reads it through an inbox (rdma_inbox.hpp).
 //
 // Thread: as a Channel: one reader, one writer, shutdown() by any.
 #pragma once
@@ -23,6 +23,8 @@
 #include <vector>
 
 namespace migrationd::ram {
+
+class RdmaInbox;
 
 enum class RdmaSide : std::uint8_t { source, destination };
 
@@ -50,7 +52,8 @@ struct RdmaTotals {
 
 class RdmaChannel final : public transports::Channel {
  public:
-  RdmaChannel(RdmaSide side, RdmaConnections connections);
+  ~RdmaChannel() override;
+  static Result<std::unique_ptr<RdmaChannel>> make(RdmaSide side, RdmaConnections connections);
 
   Result<std::size_t> read(std::span<const iovec> into) override;
   Result<void> write(std::span<const iovec> from) override;
@@ -64,7 +67,7 @@ class RdmaChannel final : public transports::Channel {
   // There is none: readiness to read shows only after READY was said. wait_for_bytes() says it.
   int readable_fd() const noexcept override { return -1; }
 
-  // False: nothing came within `limit`. Reader's thread.
+  // The destination's. False: nothing came within `limit`. Reader's thread.
   Result<bool> wait_for_bytes(std::chrono::milliseconds limit);
 
   // Nothing of the last message is unread. Reader's thread.
@@ -78,18 +81,20 @@ class RdmaChannel final : public transports::Channel {
   RdmaTotals totals() const noexcept;
 
  private:
+  RdmaChannel(RdmaSide side, RdmaConnections connections);
   RdmaControl* reading() const noexcept {
     return side_ == RdmaSide::source ? connections_.return_path.get() : connections_.main.get();
   }
   RdmaControl* writing() const noexcept {
     return side_ == RdmaSide::source ? connections_.main.get() : connections_.return_path.get();
   }
-  Result<bool> fetch();
 
   const RdmaSide side_;
   RdmaConnections connections_;
-  ByteView rest_;  // of the message that is being read
+  std::unique_ptr<RdmaInbox> inbox_;  // source with a return path
+  ByteView rest_;                     // of the message that is being read
   std::vector<ByteView> part_;
+  bool heard_ = false;  // something was written: the peer has said READY
 };
 
 }  // namespace migrationd::ram

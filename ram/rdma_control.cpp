@@ -81,11 +81,20 @@ Error RdmaControl::gone(std::string_view what) const {
 // --- completions ------------------------------------------------------------------------------------------------
 
 Result<void> RdmaControl::pump() {
-  while (true) {
-    MD_TRY(const auto done, link_->poll(completions_));
-    for (const RdmaCompletion& completion : done) MD_CHECK(take(completion));
-    if (done.size() < completions_.size()) return {};
+  while (!failure_) {
+    auto done = link_->poll(completions_);
+    if (!done) return fail(std::move(done).error());
+    for (const RdmaCompletion& completion : *done) {
+      if (auto taken = take(completion); !taken) return fail(std::move(taken).error());
+    }
+    if (done->size() < completions_.size()) return {};
   }
+  return *failure_;
+}
+
+Error RdmaControl::fail(Error why) {
+  failure_ = std::move(why);
+  return *failure_;
 }
 
 Result<void> RdmaControl::take(const RdmaCompletion& completion) {
@@ -225,12 +234,22 @@ Result<void> RdmaControl::ask_for_message() {
                           ready_id);
 }
 
-Result<std::optional<ControlMessage>> RdmaControl::receive() {
+// True: a message is here; false: the peer has disconnected.
+Result<bool> RdmaControl::await_message(bool ask) {
   MD_CHECK(pump());
   MD_CHECK(release());
-  MD_CHECK(ask_for_message());
-  MD_TRY(const bool here, wait_until([this] { return has_message(); }, no_limit, "a message"));
-  if (!here) return std::optional<ControlMessage>();
+  if (ask) MD_CHECK(ask_for_message());
+  return wait_until([this] { return has_message(); }, no_limit, "a message");
+}
+
+Result<std::optional<ControlMessage>> RdmaControl::receive() { return receive(true); }
+Result<std::optional<ControlMessage>> RdmaControl::receive_unasked() { return receive(false); }
+
+Result<std::optional<ControlMessage>> RdmaControl::receive(bool ask) {
+  auto here = await_message(ask);
+  // What came before the failure is told before it: a peer may have said all there was to say before it gave up.
+  if (!here && !has_message()) return std::move(here).error();
+  if (here && !*here) return std::optional<ControlMessage>();
   held_ = arrived_.front().slot;
   const ControlMessage message = arrived_.front().message;
   arrived_.pop_front();
@@ -241,8 +260,9 @@ Result<bool> RdmaControl::wait_for_message(milliseconds limit) {
   MD_CHECK(ask_for_message());
   const auto deadline = SteadyClock::now() + limit;
   while (true) {
-    MD_CHECK(pump());
+    auto pumped = pump();
     if (has_message()) return true;
+    MD_CHECK(pumped);
     const auto left = std::chrono::duration_cast<milliseconds>(deadline - SteadyClock::now());
     if (left <= milliseconds::zero()) return false;
     MD_TRY(const RdmaWake wake, link_->wait(stop_, left));

@@ -88,7 +88,9 @@ class RdmaControl {
 
   // Says READY and waits, however long; nothing: the peer has disconnected. Valid until the next call.
   Result<std::optional<rdma::ControlMessage>> receive();
-  // The same, but not longer than `limit`: false when nothing came and the peer is there.
+  // The first message of a peer that does not wait for our READY with it: none is said.
+  Result<std::optional<rdma::ControlMessage>> receive_unasked();
+  // As receive(), but not longer than `limit`: false when nothing came and the peer is there.
   Result<bool> wait_for_message(std::chrono::milliseconds limit);
   // Says READY if that was not done since the last message: for who polls the link's descriptor.
   Result<void> ask_for_message();
@@ -125,6 +127,9 @@ class RdmaControl {
   Result<void> take(const transports::RdmaCompletion& completion);
   Result<void> take_receive(std::size_t slot, std::uint32_t length);
   Result<void> release();
+  Result<std::optional<rdma::ControlMessage>> receive(bool ask);
+  Result<bool> await_message(bool ask);
+  Error fail(Error why);
   Result<void> prove_alive();
   void flush_briefly() noexcept;
   Error gone(std::string_view what) const;
@@ -142,6 +147,7 @@ class RdmaControl {
   std::deque<Arrived> arrived_;
   std::optional<Arrived> answer_;
   std::optional<std::size_t> held_;  // the slot of what receive() or ask() gave out
+  std::optional<Error> failure_;     // of the connection or the peer: it stays
   bool sending_ = false;
   bool asking_alive_ = false;
   std::chrono::steady_clock::time_point asked_alive_at_{};

@@ -60,7 +60,7 @@ class Connecting {
       auto connected = connect_lane(lane);
       if (!connected) return std::move(connected).error().with(fmt::format("RDMA: queue pair {}", lane + 1));
     }
-    return std::make_unique<RdmaChannel>(RdmaSide::source, std::move(made_));
+    return RdmaChannel::make(RdmaSide::source, std::move(made_));
   }
 
  private:
@@ -163,7 +163,7 @@ class RdmaDoor {
       if (!lane) return wire_error("RDMA: queue pairs that were granted are missing");
       made_.lanes.push_back(std::move(lane));
     }
-    return std::make_unique<RdmaChannel>(RdmaSide::destination, std::move(made_));
+    return RdmaChannel::make(RdmaSide::destination, std::move(made_));
   }
 
   Error refuse(RdmaLink& link, std::string_view why) {

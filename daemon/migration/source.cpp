@@ -322,16 +322,18 @@ Result<bool> MigrationSource::postcopy_is_due() {
 }
 
 Result<void> MigrationSource::prepare_postcopy() {
+  SourceLink link = lend_link();
+  auto prepared = postcopy_->prepare(link, target_);
+  take_back(std::move(link));
+  MD_CHECK(prepared);
+  // It has answered by now, and shown what it is.
   if (rdma_ != nullptr && rdma_->peer_is_old()) {
     return plan_error(
         "postcopy over RDMA with QEMU 7.2 breaks: its destination aborts or loses a message (10.0 does not). The "
         "migration is given up while the machine is still here");
   }
-  SourceLink link = lend_link();
-  auto prepared = postcopy_->prepare(link, target_);
-  take_back(std::move(link));
-  postcopy_prepared_ = prepared.has_value();
-  return prepared;
+  postcopy_prepared_ = true;
+  return {};
 }
 
 SourceLink MigrationSource::lend_link() {
@@ -423,8 +425,9 @@ Result<void> MigrationSource::send_devices() {
 Result<void> MigrationSource::send_end() {
   ByteWriter out;
   stream::encode_eof(out);
-  // QEMU waits for a description while the connection stays open; an empty one will do (stream.md section 10).
-  if (description_ || plan_.return_path) stream::encode_description(out, description_.value_or(""));
+  // QEMU waits for a description while the connection stays open; an empty one will do (stream.md section 10). Over
+  // RDMA it does so also when the connection has ended, and 10.0 falls over that.
+  if (description_ || plan_.return_path || plan_.rdma) stream::encode_description(out, description_.value_or(""));
   MD_CHECK(machine_.ram().check());
   if (stop_.requested()) return cancelled_error();
   // Before append: what is larger than the writer's buffer goes out there and then.

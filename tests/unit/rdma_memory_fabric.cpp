@@ -248,6 +248,7 @@ class MemoryLink final : public RdmaLink {
     to.receives.pop_front();
     if (into.length < from.length) return fail("remote invalid request error");
     std::memcpy(into.address, from.address, from.length);
+    age(into.address, from.length);
     to.completions.push_back({RdmaRequest::receive, slot, from.length});
     to.counts.push_back(0);
     ++to.counters.receives;
@@ -348,6 +349,11 @@ class MemoryLink final : public RdmaLink {
     ours().failure = Error(ErrorKind::io, text);
     pair_->disconnect();
     return *ours().failure;
+  }
+  void age(std::byte* message, std::size_t length) const {
+    constexpr std::size_t header = 16, type_at = 7, count_at = 11;
+    const bool old = side_ == 0 ? state_->options.old_source : state_->options.old_destination;
+    if (old && length > header && message[type_at] == std::byte{3}) message[count_at] = std::byte{1};
   }
   void complete(RdmaCompletion completion) {
     End& end = ours();

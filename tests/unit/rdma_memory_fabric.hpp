@@ -25,6 +25,10 @@ class MemoryFabric final : public transports::RdmaFabric {
  public:
   struct Options {
     std::size_t send_depth = transports::rdma_send_depth;
+    // Messages that carry the stream count one record, as QEMU 7.2 writes them: those of the side that connects, and of
+    // the one that accepts.
+    bool old_source = false;
+    bool old_destination = false;
     bool single_device = true;  // false: every connection is on a device of its own, and no domain can be shared
   };
   explicit MemoryFabric(Options options);

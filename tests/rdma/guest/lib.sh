@@ -97,12 +97,24 @@ until_status() {
     fail "$asked did not become $wanted"
 }
 
-switch() { # NAME CAPABILITY...
-  switched=$1
-  shift
+capabilities() { # NAME true|false CAPABILITY...
+  switched=$1 state=$2
+  shift 2
   list=
-  for one in "$@"; do list="$list${list:+,}{\"capability\":\"$one\",\"state\":true}"; done
+  for one in "$@"; do list="$list${list:+,}{\"capability\":\"$one\",\"state\":$state}"; done
   ask "$switched" migrate-set-capabilities "{\"capabilities\":[$list]}" >/dev/null
+}
+
+switch() { # NAME CAPABILITY...
+  turned=$1
+  shift
+  capabilities "$turned" true "$@"
+}
+
+switch_off() { # NAME CAPABILITY...
+  turned=$1
+  shift
+  capabilities "$turned" false "$@"
 }
 
 parameter() { # NAME PARAMETER VALUE

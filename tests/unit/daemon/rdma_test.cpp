@@ -93,7 +93,8 @@ struct Source {
 };
 
 struct Destination {
-  Destination(MemoryFabric& fabric, Machine& machine, const Settings& settings) {
+  // Stays paused unless told otherwise, so that its memory can be compared.
+  Destination(MemoryFabric& fabric, Machine& machine, const Settings& settings, bool runs = false) : control(runs) {
     control.await_machine();
     NoFds fds;
     auto target = transports::open_incoming(address, fds, {.rdma = &fabric});
@@ -104,7 +105,7 @@ struct Destination {
                                                          std::make_unique<ResidentReceiver>(machine), std::nullopt,
                                                          control, progress, events, *stop, *recovery);
   }
-  RunControl control{false};  // stays paused, so that its memory can be compared
+  RunControl control;
   Progress progress;
   Statuses events;
   std::unique_ptr<StopSource> stop = StopSource::make().value();
@@ -338,13 +339,23 @@ TEST_CASE("Rdma.postcopy_goes_over_the_same_two_connections") {
   constexpr std::string_view words = "synthetic,ram=16M,touched=8M,working-set=8M,dirty-rate=100M,threads=2";
   Settings settings;
   settings.set(qmp::Capability::postcopy_ram);
+  bool runs = false;
+  SECTION("the guest stands still there") {}
+  // It asks for pages while others come.
+  SECTION("the guest runs there") { runs = true; }
+  SECTION("the guest runs there, and all was pinned") {
+    runs = true;
+    settings.set(qmp::Capability::rdma_pin_all);
+  }
   MemoryFabric fabric;
   const auto from = make_machine(words, SyntheticStart::filled);
   const auto to = make_machine(words, SyntheticStart::empty);
   REQUIRE(from->resume().has_value());
   Source source(fabric, *from, settings);
   source.limits.downtime_limit_ms = 0;
-  Destination destination(fabric, *to, settings);
+  // Most of it is still here when the guest begins to ask.
+  if (runs) source.limits.max_bandwidth = 16 << 20;
+  Destination destination(fabric, *to, settings, runs);
   const Outcome outcome = run(source, destination, [&] {
     while (!source.events.active) std::this_thread::sleep_for(1ms);
     source.postcopy->start();
@@ -356,6 +367,39 @@ TEST_CASE("Rdma.postcopy_goes_over_the_same_two_connections") {
   const auto never = StopSource::make();
   const auto proof = to->verify(**never);
   if (!proof) FAIL(proof.error().text());
+}
+
+TEST_CASE("Rdma.postcopy_with_a_qemu_7_2_is_refused_while_the_machine_is_at_the_source") {
+  if (!can_track()) return;
+  constexpr std::string_view words = "synthetic,ram=16M,touched=8M,working-set=8M,dirty-rate=100M,threads=2";
+  Settings settings;
+  settings.set(qmp::Capability::postcopy_ram);
+  MemoryFabric::Options options;
+  bool pinned = false;
+  SECTION("to one") { options.old_destination = true; }
+  SECTION("to one, and all is pinned") { options.old_destination = pinned = true; }
+  SECTION("from one") { options.old_source = true; }
+  if (pinned) settings.set(qmp::Capability::rdma_pin_all);
+  MemoryFabric fabric(options);
+  const auto from = make_machine(words, SyntheticStart::filled);
+  const auto to = make_machine(words, SyntheticStart::empty);
+  REQUIRE(from->resume().has_value());
+  Source source(fabric, *from, settings);
+  source.limits.downtime_limit_ms = 0;
+  // Before it has heard anything from there.
+  source.postcopy->start();
+  Destination destination(fabric, *to, settings);
+  const Outcome outcome = run(source, destination);
+  REQUIRE_FALSE(bool(outcome.source.result));
+  REQUIRE_FALSE(bool(outcome.destination.result));
+  const bool here = options.old_destination;
+  const std::string text = (here ? outcome.source.result : outcome.destination.result).error().text();
+  INFO(text);
+  CHECK(text.find(here ? "postcopy over RDMA with QEMU 7.2 breaks" : "postcopy over RDMA from QEMU 7.2 breaks") !=
+        std::string::npos);
+  CHECK(outcome.source.ownership == Ownership::ours);
+  CHECK(from->is_running());
+  CHECK_FALSE(to->is_running());
 }
 
 TEST_CASE("Rdma.what_cannot_go_together_is_refused_before_anything_is_connected") {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // One side of an RDMA migration against a peer that is not honest, over a device in memory.
 #include "protocol/stream/ram_record.hpp"
+#include "ram/rdma_inbox.hpp"
 #include "ram/rdma_receiver.hpp"
 #include "ram/sink_rdma.hpp"
 #include "ram/store_plain.hpp"
 #include "tests/unit/catch.hpp"
 #include "tests/unit/rdma_memory_fabric.hpp"
 
+#include <atomic>
 #include <cstring>
 #include <thread>
 
@@ -33,9 +35,10 @@ RamMap map_of(std::initializer_list<std::size_t> pages) {
 
 // Two ends, established.
 struct Connection {
-  explicit Connection(RdmaPatience patience = {}) {
+  explicit Connection(RdmaPatience patience = {}, unsigned unasked = 0) {
     auto listener = fabric.listen(place).value();
-    source = RdmaControl::make(fabric.open(place, *stop, nullptr).value(), *stop, {.patience = patience}).value();
+    const RdmaControl::Options options{.unasked = unasked, .patience = patience};
+    source = RdmaControl::make(fabric.open(place, *stop, nullptr).value(), *stop, options).value();
     std::thread accepting([&] {
       std::unique_ptr<transports::RdmaLink> link;
       while (!link) link = listener->accept_ready(nullptr).value();
@@ -60,7 +63,7 @@ struct Hooked {
     RdmaConnections connections;
     connections.main = std::move(connection.destination);
     connections.pin_all = pin_all;
-    channel = std::make_unique<RdmaChannel>(RdmaSide::destination, std::move(connections));
+    channel = RdmaChannel::make(RdmaSide::destination, std::move(connections)).value();
     store = StorePlain::make(map).value();
     receiver = RdmaReceiver::make(*channel, map, *store, counters, {"block0", "block1"}).value();
   }
@@ -286,7 +289,7 @@ TEST_CASE("RdmaControl.the_peers_end_is_the_end_of_the_stream_for_a_reader") {
   Connection connection;
   RdmaConnections connections;
   connections.main = std::move(connection.destination);
-  RdmaChannel channel(RdmaSide::destination, std::move(connections));
+  const auto channel = RdmaChannel::make(RdmaSide::destination, std::move(connections)).value();
   std::thread source([&] {
     const std::byte word[3] = {std::byte{1}, std::byte{2}, std::byte{3}};
     REQUIRE(connection.source->send(ControlType::qemu_file, ByteView(word)).has_value());
@@ -295,11 +298,158 @@ TEST_CASE("RdmaControl.the_peers_end_is_the_end_of_the_stream_for_a_reader") {
   });
   std::byte got[2] = {};
   const iovec into{got, sizeof got};
-  CHECK(*channel.read({&into, 1}) == 2);
-  CHECK(*channel.read({&into, 1}) == 1);
+  CHECK(*channel->read({&into, 1}) == 2);
+  CHECK(*channel->read({&into, 1}) == 1);
   CHECK(got[0] == std::byte{3});
-  CHECK(*channel.read({&into, 1}) == 0);
+  CHECK(*channel->read({&into, 1}) == 0);
   source.join();
+}
+
+namespace {
+
+// A source whose return path nobody reads, and the destination that writes on it.
+struct ReturnPath {
+  explicit ReturnPath(RdmaPatience patience = {}, bool ours = true)
+      : connection(patience, ours ? 0 : 1), other(patience) {
+    RdmaConnections connections;
+    connections.main = std::move(other.source);
+    connections.return_path = std::move(connection.source);
+    connections.large_requests = ours;
+    source = RdmaChannel::make(RdmaSide::source, std::move(connections)).value();
+  }
+  // The destination takes the first bytes of the stream.
+  void begin() {
+    REQUIRE(other.destination->ask_for_message().has_value());
+    std::byte header = {};
+    const iovec first{&header, 1};
+    REQUIRE(source->write({&first, 1}).has_value());
+  }
+  // As a destination writes: until it has arrived.
+  Result<void> say(std::size_t bytes, std::uint8_t value) {
+    const Bytes word(bytes, std::byte{value});
+    const ByteView view(word);
+    MD_CHECK(connection.destination->send(ControlType::qemu_file, 0, {&view, 1}));
+    return connection.destination->finish();
+  }
+  Connection connection;
+  Connection other;
+  std::unique_ptr<RdmaChannel> source;
+};
+
+}  // namespace
+
+TEST_CASE("RdmaInbox.keeps_what_the_destination_says_while_nobody_reads") {
+  ReturnPath path({.ready = 30s});
+  path.begin();
+  for (std::uint8_t value = 1; value <= 100; ++value) {
+    const auto said = path.say(3, value);
+    if (!said) FAIL(said.error().text());
+  }
+  // All that was said is there after the end, too.
+  path.connection.destination->disconnect();
+  std::byte got[2] = {};
+  const iovec into{got, sizeof got};
+  for (std::size_t at = 0; at < 300;) {
+    const auto read = path.source->read({&into, 1});
+    REQUIRE(read.has_value());
+    REQUIRE(*read > 0);
+    for (std::size_t i = 0; i < *read; ++i, ++at) REQUIRE(got[i] == std::byte(at / 3 + 1));
+  }
+  CHECK(*path.source->read({&into, 1}) == 0);
+}
+
+TEST_CASE("RdmaInbox.says_nothing_before_the_destination_has_read_from_us") {
+  ReturnPath path({.ready = 30s});
+  // Long enough for one that does.
+  std::this_thread::sleep_for(20ms);
+  CHECK(path.connection.destination->link().counters().receives == 0);
+  path.begin();
+  const auto said = path.say(3, 1);
+  if (!said) FAIL(said.error().text());
+}
+
+TEST_CASE("RdmaInbox.never_says_ready_twice_to_a_destination_that_begins_without_it") {
+  ReturnPath path({.ready = 30s}, false);
+  path.begin();
+  std::this_thread::sleep_for(20ms);
+  RdmaControl& destination = *path.connection.destination;
+  CHECK(destination.link().counters().receives == 0);
+  const Bytes word(3, std::byte{1});
+  // As QEMU's: nobody has said READY.
+  REQUIRE(destination.answer(ControlType::qemu_file, 0, word).has_value());
+  const auto said = path.say(3, 2);
+  if (!said) FAIL(said.error().text());
+  std::byte got[6] = {};
+  for (std::size_t at = 0; at < sizeof got;) {
+    const iovec into{got + at, sizeof got - at};
+    const auto read = path.source->read({&into, 1});
+    REQUIRE(read.has_value());
+    at += *read;
+  }
+  // One for each message.
+  CHECK(destination.link().counters().receives <= 2);
+}
+
+TEST_CASE("RdmaInbox.ends_with_the_channel_also_when_nothing_was_said") {
+  ReturnPath path;
+  std::byte got = {};
+  const iovec into{&got, 1};
+  std::thread reader([&] { [[maybe_unused]] const auto read = path.source->read({&into, 1}); });
+  path.source->shutdown();
+  reader.join();
+}
+
+TEST_CASE("RdmaInbox.has_a_bound_and_goes_on_below_it") {
+  constexpr std::size_t piece = std::size_t{1} << 15;
+  ReturnPath path({.ready = 30s});
+  path.begin();
+  for (std::size_t taken = 0; taken < RdmaInbox::most_unread; taken += piece) {
+    const auto said = path.say(piece, 7);
+    if (!said) FAIL(said.error().text());
+  }
+  std::atomic<bool> more{false};
+  Result<void> said;
+  std::thread destination([&] {
+    said = path.say(piece, 8);
+    more = true;
+  });
+  // Long enough for an inbox without a bound.
+  std::this_thread::sleep_for(50ms);
+  CHECK_FALSE(more);
+  Bytes got(piece);
+  const iovec into{got.data(), got.size()};
+  CHECK(*path.source->read({&into, 1}) == piece);
+  destination.join();
+  if (!said) FAIL(said.error().text());
+}
+
+TEST_CASE("RdmaControl.what_came_before_the_peer_gave_up_is_told_first") {
+  Connection connection;
+  REQUIRE(connection.source->ask_for_message().has_value());
+  const Bytes word(3, std::byte{9});
+  const ByteView view(word);
+  REQUIRE(connection.destination->send(ControlType::qemu_file, 0, {&view, 1}).has_value());
+  connection.destination->say_error();
+  const auto message = connection.source->receive();
+  REQUIRE(message.has_value());
+  REQUIRE(message->has_value());
+  CHECK((*message)->payload.size() == 3);
+  for (int times = 0; times < 2; ++times) {
+    const auto next = connection.source->receive();
+    REQUIRE_FALSE(next.has_value());
+    CHECK(contains(next.error().text(), "the peer gave up"));
+  }
+}
+
+TEST_CASE("RdmaInbox.any_other_message_on_the_return_path_is_an_error") {
+  ReturnPath path;
+  path.begin();
+  REQUIRE(path.connection.destination->send(ControlType::register_finished).has_value());
+  std::byte got = {};
+  const iovec into{&got, 1};
+  const auto read = path.source->read({&into, 1});
+  REQUIRE_FALSE(read.has_value());
+  CHECK(contains(read.error().text(), "Was expecting a QEMU FILE"));
 }
 
 namespace {
@@ -310,10 +460,10 @@ Result<void> told(const std::vector<RemoteBlock>& blocks) {
   RamMap map = map_of({600, 8});
   RdmaConnections connections;
   connections.main = std::move(connection.source);
-  RdmaChannel channel(RdmaSide::source, std::move(connections));
-  transports::BufferedWriter writer(channel);
+  const auto channel = RdmaChannel::make(RdmaSide::source, std::move(connections)).value();
+  transports::BufferedWriter writer(*channel);
   SendCounters counters;
-  SinkRdma sink(map, writer, channel.connections(), *connection.stop, counters, {});
+  SinkRdma sink(map, writer, channel->connections(), *connection.stop, counters, {});
   Result<void> result;
   std::thread source([&] { result = sink.write_block_list(); });
   RdmaControl& destination = *connection.destination;
