@@ -35,6 +35,10 @@ struct RdmaConnections {
   std::vector<std::unique_ptr<RdmaLane>> lanes;
   bool pin_all = false;
   bool large_requests = false;  // the destination is one of ours (protocol/rdma/hello.hpp)
+  // Of the source: requests for keys, and those of them whose answer was awaited with no page write posted behind them:
+  // the line may have been idle meanwhile (rdma_key_requests.hpp).
+  std::uint64_t key_requests = 0;
+  std::uint64_t bare_key_requests = 0;
 };
 
 // Numbers of RdmaCounters over all connections of a migration.
@@ -48,6 +52,8 @@ struct RdmaTotals {
   std::uint64_t completions = 0;
   std::uint64_t waits = 0;
   std::uint64_t queue_pairs = 0;  // for pages
+  std::uint64_t key_requests = 0;
+  std::uint64_t bare_key_requests = 0;
 };
 
 class RdmaChannel final : public transports::Channel {

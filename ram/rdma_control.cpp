@@ -193,18 +193,25 @@ Result<void> RdmaControl::send(ControlType type, std::uint32_t repeat, std::span
   return post_message(type, repeat, payload);
 }
 
-Result<ControlMessage> RdmaControl::ask(ControlType type, std::uint32_t repeat, ByteView payload,
-                                        const std::function<Result<void>()>& meanwhile) {
+Result<void> RdmaControl::request(ControlType type, std::uint32_t repeat, ByteView payload) {
   MD_CHECK(release());
-  MD_CHECK(send(type, repeat, {&payload, 1}));
-  if (meanwhile) MD_CHECK(meanwhile());
-  const std::string what = rdma::control_name(rdma::answer_to(type));
+  requested_ = type;
+  return send(type, repeat, {&payload, 1});
+}
+
+Result<ControlMessage> RdmaControl::await_answer() {
+  const std::string what = rdma::control_name(rdma::answer_to(requested_));
   MD_TRY(const bool here, wait_until([this] { return answer_.has_value(); }, options_.patience.answer, what));
   if (!here) return gone(what);
   const ControlMessage message = answer_->message;
   held_ = answer_->slot;
   answer_.reset();
   return message;
+}
+
+Result<ControlMessage> RdmaControl::ask(ControlType type, std::uint32_t repeat, ByteView payload) {
+  MD_CHECK(request(type, repeat, payload));
+  return await_answer();
 }
 
 Result<void> RdmaControl::answer(ControlType type, std::uint32_t repeat, ByteView payload) {

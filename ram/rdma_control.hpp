@@ -78,9 +78,13 @@ class RdmaControl {
   // When the peer is ready for it. Not the types that are answers.
   Result<void> send(rdma::ControlType type, std::uint32_t repeat, std::span<const ByteView> payload);
   Result<void> send(rdma::ControlType type, ByteView payload = {}) { return send(type, 1, {&payload, 1}); }
-  // send() and the answer that the type has; valid until the next call of a member that receives.
-  Result<rdma::ControlMessage> ask(rdma::ControlType type, std::uint32_t repeat, ByteView payload,
-                                   const std::function<Result<void>()>& meanwhile = {});
+  // send() of a type that has an answer. What is done next is done while the peer works; messages without an answer
+  // wait for this one's.
+  Result<void> request(rdma::ControlType type, std::uint32_t repeat, ByteView payload);
+  // The answer to the last request(), once; valid until the next call of a member that receives, or request().
+  Result<rdma::ControlMessage> await_answer();
+  // Both at once.
+  Result<rdma::ControlMessage> ask(rdma::ControlType type, std::uint32_t repeat, ByteView payload);
   // To the request just received.
   Result<void> answer(rdma::ControlType type, std::uint32_t repeat, ByteView payload);
   // What was sent has arrived.
@@ -146,8 +150,9 @@ class RdmaControl {
   rdma::Conversation conversation_;
   std::deque<Arrived> arrived_;
   std::optional<Arrived> answer_;
-  std::optional<std::size_t> held_;  // the slot of what receive() or ask() gave out
-  std::optional<Error> failure_;     // of the connection or the peer: it stays
+  rdma::ControlType requested_ = rdma::ControlType::none;  // last
+  std::optional<std::size_t> held_;                        // the slot of what receive() or await_answer() gave out
+  std::optional<Error> failure_;                           // of the connection or the peer: it stays
   bool sending_ = false;
   bool asking_alive_ = false;
   std::chrono::steady_clock::time_point asked_alive_at_{};

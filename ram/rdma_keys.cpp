@@ -95,7 +95,7 @@ Result<void> RdmaKeys::take_result(std::size_t block, std::uint64_t number, cons
                                   hex(target.remote.address)));
   }
   target.chunks[number].remote_key = result.key;
-  target.chunks[number].has_remote = true;
+  target.chunks[number].remote = Remote::known;
   return {};
 }
 

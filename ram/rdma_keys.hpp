@@ -42,7 +42,14 @@ class RdmaKeys {
   // wrap around the end of its address space.
   Result<void> take_blocks(std::span<const rdma::RemoteBlock> blocks, bool pinned);
   bool has_remote(std::size_t block, std::uint64_t chunk) const noexcept {
-    return pinned_ || blocks_[block].chunks[chunk].has_remote;
+    return pinned_ || blocks_[block].chunks[chunk].remote == Remote::known;
+  }
+  // Not known, and noted as one that is to be asked for.
+  bool is_wanted(std::size_t block, std::uint64_t chunk) const noexcept {
+    return blocks_[block].chunks[chunk].remote == Remote::wanted;
+  }
+  void note_wanted(std::size_t block, std::uint64_t chunk) noexcept {
+    blocks_[block].chunks[chunk].remote = Remote::wanted;
   }
   // The request that asks for a chunk, and its answer. Error: the answer is about another block.
   rdma::ChunkRequest request_for(std::size_t block, std::uint64_t chunk) const noexcept;
@@ -55,10 +62,11 @@ class RdmaKeys {
   transports::RdmaRemote remote(std::size_t block, std::uint64_t offset) const noexcept;
 
  private:
+  enum class Remote : std::uint8_t { unknown, wanted, known };
   struct Chunk {
     std::unique_ptr<transports::RdmaRegion> local;
     std::uint32_t remote_key = 0;
-    bool has_remote = false;
+    Remote remote = Remote::unknown;
   };
   struct Block {
     rdma::RemoteBlock remote;

@@ -65,6 +65,7 @@ Result<void> RdmaWriter::write(std::size_t number, RdmaLocal from, RdmaRemote to
     if (posted) break;
     MD_CHECK(make_room(lane));
   }
+  ++posted_;
   // Now and then, without waiting: completions are taken while there is something else to do.
   if (signalled) MD_CHECK(pump(lane));
   return {};

@@ -36,6 +36,8 @@ class RdmaWriter {
   RdmaWriter& operator=(const RdmaWriter&) = delete;
 
   std::size_t lanes() const noexcept { return lanes_.size(); }
+  // Writes of pages so far, over all of them.
+  std::uint64_t posted() const noexcept { return posted_; }
   // `lane` < lanes(). Memory and key of `from` stay until finish().
   Result<void> write(std::size_t lane, transports::RdmaLocal from, transports::RdmaRemote to);
   // All of them are complete.
@@ -62,6 +64,7 @@ class RdmaWriter {
   Result<void> ask_for_completion(Lane& lane);
 
   std::vector<std::unique_ptr<Lane>> lanes_;
+  std::uint64_t posted_ = 0;
 };
 
 }  // namespace migrationd::ram

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ram/sink_rdma.hpp"
 
+#include "base/log.hpp"
 #include "protocol/stream/ram_record.hpp"
 #include "protocol/stream/ram_setup.hpp"
 #include "ram/zero_page.hpp"
@@ -16,13 +17,6 @@ namespace migrationd::ram {
 using rdma::chunk_bytes;
 using rdma::ControlType;
 
-namespace {
-
-// Chunks asked for in one message of a destination of our kind: a batch is 4 MiB, and what lies scattered has more.
-constexpr std::size_t keys_at_once = 16;
-
-}  // namespace
-
 SinkRdma::SinkRdma(RamMap& map, transports::BufferedWriter& writer, RdmaConnections& connections,
                    const StopSource& stop, SendCounters& counters, Options options)
     : map_(map),
@@ -32,7 +26,13 @@ SinkRdma::SinkRdma(RamMap& map, transports::BufferedWriter& writer, RdmaConnecti
       options_(std::move(options)),
       pacer_(stop),
       keys_(map, connections.main->link().domain()),
-      writes_(connections) {}
+      writes_(connections),
+      requests_(map, connections, keys_, writes_) {}
+
+SinkRdma::~SinkRdma() {
+  log::debug("RDMA: {} requests for keys, {} of them awaited with no write posted behind them",
+             connections_.key_requests, connections_.bare_key_requests);
+}
 
 Result<void> SinkRdma::account(std::uint64_t bytes) {
   counters_.transferred.add(bytes);
@@ -77,8 +77,9 @@ Result<void> SinkRdma::open_body() {
 
 Result<void> SinkRdma::exchange_blocks() {
   const bool pinned = connections_.pin_all;
-  const auto meanwhile = [this, pinned]() -> Result<void> { return pinned ? pin_blocks() : Result<void>(); };
-  MD_TRY(const rdma::ControlMessage answer, connections_.main->ask(ControlType::ram_blocks_request, 1, {}, meanwhile));
+  MD_CHECK(connections_.main->request(ControlType::ram_blocks_request, 1, {}));
+  if (pinned) MD_CHECK(pin_blocks());
+  MD_TRY(const rdma::ControlMessage answer, connections_.main->await_answer());
   return keys_.take_blocks(rdma::decode_remote_blocks(answer), pinned);
 }
 
@@ -92,6 +93,7 @@ Result<void> SinkRdma::pin_blocks() {
 Result<void> SinkRdma::end_body() {
   if (!body_done_) {
     MD_CHECK(open_body());
+    MD_CHECK(write_all());
     MD_CHECK(writes_.finish_and_fence());
     MD_CHECK(connections_.main->send(ControlType::register_finished));
   }
@@ -104,6 +106,7 @@ Result<void> SinkRdma::end_body() {
 }
 
 Result<void> SinkRdma::finish_pass() {
+  MD_CHECK(write_all());
   MD_CHECK(writes_.finish());
   if (options_.memory_may_go) keys_.forget_local();
   return {};
@@ -119,14 +122,14 @@ void SinkRdma::cut(const PageBatch& batch) {
     while (offset < end) {
       const std::uint64_t chunk = rdma::chunk_of(offset);
       const std::uint64_t stop = std::min(end, (chunk + 1) * chunk_bytes);
-      pieces_.push_back({chunk, offset, stop - offset, batch.kind() != BatchKind::data});
+      pieces_.push_back({batch.block(), chunk, offset, stop - offset, batch.kind() != BatchKind::data});
       offset = stop;
     }
   }
 }
 
-bool SinkRdma::is_zero(std::size_t block, const Piece& piece) const noexcept {
-  const std::byte* const memory = map_.at(block).engine() + piece.offset;
+bool SinkRdma::is_zero(const Piece& piece) const noexcept {
+  const std::byte* const memory = map_.at(piece.block).engine() + piece.offset;
   for (std::uint64_t at = 0; at < piece.length; at += page_size) {
     __builtin_prefetch(memory + at + zero_prefetch_pages * page_size);
     if (!is_zero_page(memory + at)) return false;
@@ -141,83 +144,70 @@ Result<void> SinkRdma::send(const PageBatch& batch) {
   }
   MD_CHECK(open_body());
   cut(batch);
-  const std::size_t block = batch.block();
-  wanted_.clear();
-  Piece zeros;  // not told yet
-  for (Piece& piece : pieces_) {
-    if (keys_.has_remote(block, piece.chunk)) continue;
-    if (piece.zero || is_zero(block, piece)) {
-      MD_CHECK(add_zeros(block, zeros, piece));
-      piece.length = 0;
-    } else if (wanted_.empty() || wanted_.back() != piece.chunk) {
-      wanted_.push_back(piece.chunk);
-    }
-  }
-  MD_CHECK(send_zeros(block, zeros));
-  MD_CHECK(register_chunks(block));
-  for (const Piece& piece : pieces_) {
-    if (piece.length != 0) MD_CHECK(write_piece(block, piece));
-  }
+  MD_CHECK(sort_pieces());
+  // The first request goes in front of these pages, too.
+  if (requests_.due()) MD_CHECK(ask_and_write());
+  for (const Piece& piece : pieces_) MD_CHECK(write_piece(piece));
+  while (requests_.due()) MD_CHECK(ask_and_write());
   return {};
 }
 
-Result<void> SinkRdma::add_zeros(std::size_t block, Piece& zeros, const Piece& piece) {
+Result<void> SinkRdma::sort_pieces() {
+  Piece zeros;  // not told yet
+  std::size_t left = 0;
+  for (const Piece& piece : pieces_) {
+    if (keys_.has_remote(piece.block, piece.chunk)) {
+      pieces_[left++] = piece;
+    } else if (!keys_.is_wanted(piece.block, piece.chunk) && (piece.zero || is_zero(piece))) {
+      MD_CHECK(add_zeros(zeros, piece));
+    } else {
+      requests_.want(piece.block, piece.chunk);
+      waiting_.push_back(piece);
+    }
+  }
+  pieces_.resize(left);
+  return send_zeros(zeros);
+}
+
+Result<void> SinkRdma::ask_and_write() {
+  MD_CHECK(requests_.next());
+  while (!waiting_.empty() && keys_.has_remote(waiting_.front().block, waiting_.front().chunk)) {
+    MD_CHECK(write_piece(waiting_.front()));
+    waiting_.pop_front();
+  }
+  return requests_.register_ours();
+}
+
+Result<void> SinkRdma::write_all() {
+  while (!requests_.idle()) MD_CHECK(ask_and_write());
+  return {};
+}
+
+Result<void> SinkRdma::add_zeros(Piece& zeros, const Piece& piece) {
   if (connections_.large_requests && zeros.length != 0 && zeros.offset + zeros.length == piece.offset) {
     zeros.length += piece.length;
     return {};
   }
-  MD_CHECK(send_zeros(block, zeros));
+  MD_CHECK(send_zeros(zeros));
   zeros = piece;
   return {};
 }
 
-Result<void> SinkRdma::send_zeros(std::size_t block, const Piece& piece) {
+Result<void> SinkRdma::send_zeros(const Piece& piece) {
   if (piece.length == 0) return {};
   ByteWriter out;
-  encode(out, rdma::Compress{0, static_cast<std::uint32_t>(block), keys_.where(block, piece.offset), piece.length});
+  encode(out, rdma::Compress{0, static_cast<std::uint32_t>(piece.block), keys_.where(piece.block, piece.offset),
+                             piece.length});
   MD_CHECK(connections_.main->send(ControlType::compress, out.view()));
   counters_.zero_pages.add(piece.length / page_size);
   return account(rdma::control_header_bytes + rdma::compress_bytes);
 }
 
-Result<void> SinkRdma::register_chunks(std::size_t block) {
-  for (std::span<const std::uint64_t> left(wanted_); !left.empty();) {
-    const std::size_t now = std::min(left.size(), connections_.large_requests ? keys_at_once : 1);
-    auto asked = ask_for_keys(block, left.first(now));
-    if (!asked) {
-      return std::move(asked).error().with(
-          fmt::format("RDMA: register block '{}' at the destination", printable(map_.at(block).name())));
-    }
-    left = left.subspan(now);
-  }
-  return {};
-}
-
-// Our own side of the chunks is registered while the destination does its own.
-Result<void> SinkRdma::ask_for_keys(std::size_t block, std::span<const std::uint64_t> chunks) {
-  ByteWriter out;
-  for (const std::uint64_t chunk : chunks) encode(out, keys_.request_for(block, chunk));
-  const auto meanwhile = [&]() -> Result<void> {
-    for (const std::uint64_t chunk : chunks) {
-      MD_TRY([[maybe_unused]] const std::uint32_t key, keys_.local(block, chunk));
-    }
-    return {};
-  };
-  MD_TRY(const rdma::ControlMessage answer,
-         connections_.main->ask(ControlType::register_request, static_cast<std::uint32_t>(chunks.size()), out.view(),
-                                meanwhile));
-  const auto results = rdma::decode_register_results(answer);
-  if (results.size() != chunks.size())
-    return wire_error(fmt::format("{} chunks were asked for and {} answered", chunks.size(), results.size()));
-  for (std::size_t i = 0; i < chunks.size(); ++i) MD_CHECK(keys_.take_result(block, chunks[i], results[i]));
-  return {};
-}
-
-Result<transports::RdmaLocal> SinkRdma::memory_of(std::size_t block, const Piece& piece) {
+Result<transports::RdmaLocal> SinkRdma::memory_of(const Piece& piece) {
   const auto length = static_cast<std::uint32_t>(piece.length);
   if (!piece.zero) {
-    MD_TRY(const std::uint32_t key, keys_.local(block, piece.chunk));
-    return transports::RdmaLocal{map_.at(block).engine() + piece.offset, length, key};
+    MD_TRY(const std::uint32_t key, keys_.local(piece.block, piece.chunk));
+    return transports::RdmaLocal{map_.at(piece.block).engine() + piece.offset, length, key};
   }
   if (!zeros_region_) {
     zeros_ = std::make_unique<std::byte[]>(chunk_bytes);
@@ -227,10 +217,10 @@ Result<transports::RdmaLocal> SinkRdma::memory_of(std::size_t block, const Piece
   return transports::RdmaLocal{zeros_.get(), length, zeros_region_->local_key()};
 }
 
-Result<void> SinkRdma::write_piece(std::size_t block, const Piece& piece) {
-  MD_TRY(const transports::RdmaLocal from, memory_of(block, piece));
+Result<void> SinkRdma::write_piece(const Piece& piece) {
+  MD_TRY(const transports::RdmaLocal from, memory_of(piece));
   // Neighbouring chunks take different queue pairs, so that a long run fills all of them.
-  MD_CHECK(writes_.write(piece.chunk % writes_.lanes(), from, keys_.remote(block, piece.offset)));
+  MD_CHECK(writes_.write(piece.chunk % writes_.lanes(), from, keys_.remote(piece.block, piece.offset)));
   counters_.normal_pages.add(piece.length / page_size);
   written_bytes_ += piece.length;
   return account(piece.length);

@@ -12,9 +12,13 @@
 //
 // A batch is cut at the chunks' bounds; within a chunk, neighbouring pages are one write. A range in a chunk that the
 // destination has not registered yet is looked at: if all of it is zero, it costs a message and no memory there. With a
-// destination of our kind, one message tells of zeros in several chunks, and one asks for the keys of all chunks that a
-// batch needs; QEMU's gets one each. Once a chunk is registered its zeros are written like anything else; holes are
-// never read, they are written from a piece of zeros.
+// destination of our kind, one message tells of zeros in several chunks, and one asks for the keys of several; QEMU's
+// gets one each. Once a chunk is registered, or asked for, its zeros are written like anything else; holes are never
+// read, they are written from a piece of zeros.
+//
+// Keys are asked for ahead (rdma_key_requests.hpp): pages whose chunk's key is on its way wait when send() returns, and
+// go behind the request for the next ones; all of them before the body or the pass ends. They are read then: what a
+// batch says is which pages, not which bytes.
 //
 // Two writes into one page are never under way together, since a pass has each page once and finish_pass() waits for
 // all: so many writes of one chunk may be, on any queue pair.
@@ -28,13 +32,14 @@
 #include "ram/page_sink.hpp"
 #include "ram/ram_map.hpp"
 #include "ram/rdma_channel.hpp"
+#include "ram/rdma_key_requests.hpp"
 #include "ram/rdma_keys.hpp"
 #include "ram/rdma_writer.hpp"
 #include "transports/buffered.hpp"
 
 #include <cstdint>
+#include <deque>
 #include <memory>
-#include <span>
 #include <vector>
 
 namespace migrationd::ram {
@@ -53,6 +58,8 @@ class SinkRdma final : public PageSink {
   // All of them outlive it; `writer` is over the channel that has the connections.
   SinkRdma(RamMap& map, transports::BufferedWriter& writer, RdmaConnections& connections, const StopSource& stop,
            SendCounters& counters, Options options);
+  // Logs what the keys cost.
+  ~SinkRdma() override;
 
   void limit_by(RateLimiter* limiter) noexcept override { pacer_.limit_by(limiter); }
   // With the exchange that belongs to it.
@@ -68,6 +75,7 @@ class SinkRdma final : public PageSink {
  private:
   // Contiguous bytes within one chunk.
   struct Piece {
+    std::size_t block = 0;
     std::uint64_t chunk = 0;
     std::uint64_t offset = 0;  // in the block
     std::uint64_t length = 0;
@@ -78,14 +86,18 @@ class SinkRdma final : public PageSink {
   Result<void> exchange_blocks();
   Result<void> pin_blocks();
   void cut(const PageBatch& batch);
-  bool is_zero(std::size_t block, const Piece& piece) const noexcept;
+  bool is_zero(const Piece& piece) const noexcept;
   // One message for a range; nothing for an empty one.
-  Result<void> send_zeros(std::size_t block, const Piece& piece);
-  Result<void> add_zeros(std::size_t block, Piece& zeros, const Piece& piece);
-  Result<void> register_chunks(std::size_t block);
-  Result<void> ask_for_keys(std::size_t block, std::span<const std::uint64_t> chunks);
-  Result<void> write_piece(std::size_t block, const Piece& piece);
-  Result<transports::RdmaLocal> memory_of(std::size_t block, const Piece& piece);
+  Result<void> send_zeros(const Piece& piece);
+  Result<void> add_zeros(Piece& zeros, const Piece& piece);
+  // Leaves in pieces_ what can be written at once; the rest is told of as zero, or waits for its key.
+  Result<void> sort_pieces();
+  // A turn of rdma_key_requests.hpp.
+  Result<void> ask_and_write();
+  // Nothing waits any more.
+  Result<void> write_all();
+  Result<void> write_piece(const Piece& piece);
+  Result<transports::RdmaLocal> memory_of(const Piece& piece);
   Result<void> account(std::uint64_t bytes);
 
   RamMap& map_;
@@ -96,13 +108,14 @@ class SinkRdma final : public PageSink {
   Pacer pacer_;
   RdmaKeys keys_;
   RdmaWriter writes_;
+  RdmaKeyRequests requests_;
   // A chunk of zeros, registered when the first hole has to be written.
   std::unique_ptr<std::byte[]> zeros_;
   std::unique_ptr<transports::RdmaRegion> zeros_region_;
-  bool body_open_ = false;  // HOOK was written, REGISTER FINISHED not yet
-  bool body_done_ = false;  // both were, for the body that end_body() will end
-  std::vector<Piece> pieces_;
-  std::vector<std::uint64_t> wanted_;  // chunks without a key
+  bool body_open_ = false;     // HOOK was written, REGISTER FINISHED not yet
+  bool body_done_ = false;     // both were, for the body that end_body() will end
+  std::vector<Piece> pieces_;  // of the batch
+  std::deque<Piece> waiting_;  // for their chunks' keys, in the order in which those are asked for
   std::uint64_t written_bytes_ = 0;
 };
 

@@ -260,6 +260,8 @@ count_rdma() {
     printf "measured: %-22s per GiB at the destination: %d messages, %d registrations, %d completions\n", "", $2 / gib, $3 / gib, $4 / gib
     printf "measured: %-22s per GiB at the source: %d writes of %d KiB, %d registrations, %d completions\n", "", $5 / gib, $6 / $5 / 1024, $8 / gib, $7 / gib
     if ($1 > mib * 1048576 / 100) { print "the destination copied more than a hundredth"; exit 1 } }'
+  # Of so many requests a body of the stream begins with one that has nothing to write behind it.
+  grep -o 'RDMA: [0-9]* requests for keys, .*' one.log | sed 's/^RDMA:/measured:                       /'
 }
 
 # --- faults ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 #include "ram/sink_rdma.hpp"
 #include "ram/store_plain.hpp"
 #include "tests/unit/catch.hpp"
-#include "tests/unit/rdma_memory_fabric.hpp"
+#include "tests/unit/ram/rdma_fixture.hpp"
 
 #include <atomic>
 #include <cstring>
@@ -16,46 +16,9 @@ using namespace migrationd;
 using namespace migrationd::ram;
 using namespace migrationd::rdma;
 using namespace std::chrono_literals;
-using migrationd::testing::MemoryFabric;
-using transports::InetAddress;
+using namespace migrationd::testing;
 
 namespace {
-
-const InetAddress place{.host = "memory", .port = "1"};
-
-RamMap map_of(std::initializer_list<std::size_t> pages) {
-  RamMap map;
-  for (const std::size_t count : pages) {
-    auto block = RamBlock::create("block" + std::to_string(map.size()), count * page_size, page_size);
-    REQUIRE(block.has_value());
-    REQUIRE(map.add(std::move(*block)).has_value());
-  }
-  return map;
-}
-
-// Two ends, established.
-struct Connection {
-  explicit Connection(RdmaPatience patience = {}, unsigned unasked = 0) {
-    auto listener = fabric.listen(place).value();
-    const RdmaControl::Options options{.unasked = unasked, .patience = patience};
-    source = RdmaControl::make(fabric.open(place, *stop, nullptr).value(), *stop, options).value();
-    std::thread accepting([&] {
-      std::unique_ptr<transports::RdmaLink> link;
-      while (!link) link = listener->accept_ready(nullptr).value();
-      destination = RdmaControl::make(std::move(link), *stop, {.patience = patience}).value();
-      REQUIRE(destination->link().establish(Bytes(8), *stop, 5s).has_value());
-    });
-    const auto established = source->link().establish(Bytes(8), *stop, 5s);
-    accepting.join();
-    REQUIRE(established.has_value());
-  }
-  MemoryFabric fabric;
-  std::unique_ptr<StopSource> stop = StopSource::make().value();
-  std::unique_ptr<RdmaControl> source;
-  std::unique_ptr<RdmaControl> destination;
-};
-
-bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
 
 // A destination at a HOOK, with blocks of 600 and 8 pages; the source is played.
 struct Hooked {
