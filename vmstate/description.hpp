@@ -323,19 +323,28 @@ constexpr bool takes(const Description& table, std::string_view name) {
   return name.size() > table.name.size() && name.substr(0, table.name.size()) == table.name;
 }
 
+// Lists and trees end with a byte of their own.
+constexpr bool is_closed(const Field& row) {
+  return row.shape->kind == ShapeKind::sequence || row.shape->kind == ShapeKind::tree;
+}
+
+// At least a byte, in every state and version. A struct may have no field.
 constexpr bool surely_written(const Description& table, const Field& row) {
-  return !row.has_predicate && !row.is_counted && !row.must_exist && row.version <= table.minimum_version &&
-         row.last_version >= table.version;
+  if (row.has_predicate || row.is_counted || row.must_exist) return false;
+  if (row.version > table.minimum_version || row.last_version < table.version) return false;
+  if (!row.is_nested || is_closed(row)) return true;
+  for (const Field& inner : row.nested->rows) {
+    if (surely_written(*row.nested, inner)) return true;
+  }
+  return false;
 }
 
 constexpr bool end_takes(const Description& table, std::string_view name);
 
-// Lists and trees end with a byte of their own.
 constexpr bool last_rows_take(const Description& table, std::string_view name) {
   for (std::size_t at = table.rows.size(); at-- > 0;) {
     const Field& row = table.rows[at];
-    const bool closed = row.shape->kind == ShapeKind::sequence || row.shape->kind == ShapeKind::tree;
-    if (row.is_nested && !closed && end_takes(*row.nested, name)) return true;
+    if (row.is_nested && !is_closed(row) && end_takes(*row.nested, name)) return true;
     if (surely_written(table, row)) return false;
   }
   return false;

@@ -71,6 +71,16 @@ constexpr auto struct_last = table(field<&Room::light>("light"), structure<&Room
 constexpr auto struct_first = table(structure<&Room::lamp>("lamp", named_as_room), field<&Room::light>("light"));
 constexpr auto struct_often_last =
     table(structure<&Room::lamp>("lamp", named_as_room), field<&Room::light>("light").when<&Room::is_lit>());
+struct Nothing {};
+constexpr auto nothing = describe<Nothing>("nothing", 1);
+struct Hall {
+  Lamp lamp;
+  Nothing nothing;
+};
+constexpr auto nothing_last =
+    table(structure<&Hall::lamp>("lamp", named_as_room), structure<&Hall::nothing>("nothing", nothing));
+constexpr auto hall_part = describe<Hall>("room/part", 1);
+constexpr const Description* hall_parts[] = {&hall_part};
 constexpr auto dark = describe<Room>("room/dark", 1).fields(light);
 constexpr auto darker = describe<Room>("room/darker", 1).fields(light);
 constexpr const Description* one_dark[] = {&dark};
@@ -152,6 +162,8 @@ static_assert(check(room.subsections(dark_first)) == TableFault::subsection_take
 static_assert(check(room.fields(struct_first).subsections(one_dark)) == TableFault::none);
 static_assert(check(room.fields(struct_last).subsections(one_dark)) == TableFault::subsection_taken_by_another);
 static_assert(check(room.fields(struct_often_last).subsections(one_dark)) == TableFault::subsection_taken_by_another);
+static_assert(check(describe<Hall>("room", 1).fields(nothing_last).subsections(hall_parts)) ==
+              TableFault::subsection_taken_by_another);
 static_assert(check(describe<Holder>("holder", 1).fields(nested_broken)) == TableFault::field_newer_than_description);
 
 }  // namespace
