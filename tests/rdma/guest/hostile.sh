@@ -14,8 +14,8 @@ BAD_BLOCK=000000000000000000000063000000000000000000000000
 # Up to the moment when the source registers, and up to the moment when it answers a destination.
 AT_BLOCKS="until 4"
 AT_REGISTER="until 4 send 5 1 $RAM$ROM until 9 until 7"
-# Of the four chunks that the first pages of a pass lie in.
-NO_KEY="answer 00000001000000000000000000010000"
+# A key that nobody gave.
+NO_KEY=00000001000000000000000000010000
 
 hostile_table() {
   cat <<ROWS
@@ -53,7 +53,7 @@ hostile/blocks-other-type                 30  daemon        lying_destination ex
 hostile/result-short                      30  daemon        lying_destination any $AT_REGISTER send 8 1 00000000
 hostile/result-of-two                     30  daemon        lying_destination any $AT_REGISTER send 8 2 0000000100000000000000000001000000000001000000000000000000010000
 hostile/result-other-type                 30  daemon        lying_destination expecting $AT_REGISTER send 11 1 none
-hostile/result-wrong-key                  30  quick,daemon  lying_destination access $AT_REGISTER $NO_KEY until 7 $NO_KEY until 7 $NO_KEY until 7 $NO_KEY
+hostile/result-wrong-key                  30  quick,daemon  lying_destination access $AT_REGISTER answer $NO_KEY answer-all $NO_KEY
 hostile/destination-error                 30  daemon        lying_destination ERROR $AT_BLOCKS send 1 1 none
 hostile/never-ready                       60  quick,daemon  silent_destination
 ROWS

@@ -8,6 +8,7 @@
 //   raw HEX                a message of exactly these bytes
 //   register OFFSET CHUNKS            REGISTER_REQUEST for the first block that RAM_BLOCKS_RESULT told of (hex)
 //   answer HEX             REGISTER_RESULT: this record as often as the last message had records
+//   answer-all HEX         the same to every REGISTER_REQUEST, until the other side ends the connection
 //   compress VALUE OFFSET LENGTH      COMPRESS in that block (hex)
 //   big TYPE LENGTH SIZE   a message of SIZE bytes whose header says LENGTH
 //   ready                  READY: the other side may send
@@ -109,17 +110,31 @@ class Peer {
   Result<void> establish() { return link_->establish(private_data_, *stop_, bound); }
 
   void send(const Bytes& head, ByteView body) {
-    std::byte* from = memory_.data() + message_bytes * slots;
-    std::copy(head.begin(), head.end(), from);
-    std::copy(body.begin(), body.end(), from + head.size());
-    const auto size = static_cast<std::uint32_t>(head.size() + body.size());
-    must(link_->post_send({from, size, region_->local_key()}, slots));
+    must(post_message(head, body));
     while (!sent_) look();
     sent_ = false;
   }
 
+  void answer(const Bytes& record) {
+    const Bytes body = answers(record);
+    send(header(static_cast<std::uint32_t>(body.size()), type_result, records_), body);
+  }
+
+  // How many requests come before the other side has seen enough is its own affair.
+  void answer_all(const Bytes& record) {
+    while (send_unless_gone(header(0, type_ready, 1), {})) {
+      while (messages_.empty()) {
+        if (!look_unless_gone()) return;
+      }
+      const std::uint32_t type = messages_.front();
+      messages_.pop_front();
+      if (type != type_register) continue;
+      const Bytes body = answers(record);
+      if (!send_unless_gone(header(static_cast<std::uint32_t>(body.size()), type_result, records_), body)) return;
+    }
+  }
+
   std::uint64_t block_offset() const noexcept { return block_offset_; }
-  std::uint32_t records() const noexcept { return records_; }
 
   std::uint32_t take() {
     while (messages_.empty()) look();
@@ -145,6 +160,41 @@ class Peer {
  private:
   void post(std::size_t slot) {
     must(link_->post_receive({memory_.data() + slot * message_bytes, message_bytes, region_->local_key()}, slot));
+  }
+
+  Result<void> post_message(const Bytes& head, ByteView body) {
+    std::byte* from = memory_.data() + message_bytes * slots;
+    std::copy(head.begin(), head.end(), from);
+    std::copy(body.begin(), body.end(), from + head.size());
+    const auto size = static_cast<std::uint32_t>(head.size() + body.size());
+    return link_->post_send({from, size, region_->local_key()}, slots);
+  }
+
+  Bytes answers(const Bytes& record) const {
+    Bytes body;
+    for (std::uint32_t i = 0; i < records_; ++i) body.insert(body.end(), record.begin(), record.end());
+    return body;
+  }
+
+  // False: the connection has ended. A failed request of ours is as good a sign as any.
+  bool look_unless_gone() {
+    const auto wake = link_->wait(*stop_, bound);
+    if (!wake.has_value() || *wake == RdmaWake::disconnected) return false;
+    if (*wake == RdmaWake::timed_out) fail("nothing comes");
+    std::array<RdmaCompletion, slots> done;
+    const auto found = link_->poll(done);
+    if (!found.has_value()) return false;
+    for (const RdmaCompletion& one : *found) keep(one);
+    return true;
+  }
+
+  bool send_unless_gone(const Bytes& head, ByteView body) {
+    if (!post_message(head, body).has_value()) return false;
+    while (!sent_) {
+      if (!look_unless_gone()) return false;
+    }
+    sent_ = false;
+    return true;
   }
 
   void look() {
@@ -231,10 +281,9 @@ void step(Peer& peer, Script& script, const std::string& word) {
     store_be(body.data() + 16, number(script.next(), 16));
     peer.send(header(24, type_register, 1), body);
   } else if (word == "answer") {
-    const Bytes record = from_hex(script.next());
-    Bytes body;
-    for (std::uint32_t i = 0; i < peer.records(); ++i) body.insert(body.end(), record.begin(), record.end());
-    peer.send(header(static_cast<std::uint32_t>(body.size()), type_result, peer.records()), body);
+    peer.answer(from_hex(script.next()));
+  } else if (word == "answer-all") {
+    peer.answer_all(from_hex(script.next()));
   } else if (word == "compress") {
     Bytes body(24);
     store_be(body.data(), static_cast<std::uint32_t>(number(script.next(), 16)));
