@@ -44,6 +44,8 @@ def finish(source: Migrationd, limit: int) -> int:
         if answer["status"] == "completed":
             return limit
         assert answer["status"] in ("setup", "active", "device"), answer
+        if answer.get("ram", {}).get("dirty-sync-count", 0) < 2:    # nothing can be judged within the first pass
+            deadline = time.monotonic() + PATIENCE
         time.sleep(0.05)
     # It may be about to go at this very moment: then it ends.
     answer = source.query_migrate()
