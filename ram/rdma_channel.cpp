@@ -122,8 +122,6 @@ RdmaTotals RdmaChannel::totals() const noexcept {
   if (connections_.return_path) add(connections_.return_path->link());
   for (const auto& lane : connections_.lanes) add(lane->link());
   out.queue_pairs = connections_.lanes.size() + 1;
-  out.key_requests = connections_.key_requests;
-  out.bare_key_requests = connections_.bare_key_requests;
   // Those of the domain, which all connections but the return path's share.
   out.registrations = connections_.main->link().counters().registrations;
   out.registered_bytes = connections_.main->link().counters().registered_bytes;

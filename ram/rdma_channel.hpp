@@ -52,8 +52,6 @@ struct RdmaTotals {
   std::uint64_t completions = 0;
   std::uint64_t waits = 0;
   std::uint64_t queue_pairs = 0;  // for pages
-  std::uint64_t key_requests = 0;
-  std::uint64_t bare_key_requests = 0;
 };
 
 class RdmaChannel final : public transports::Channel {

@@ -51,7 +51,7 @@ class PrecopySender {
   std::uint64_t total_sent() const noexcept { return writer_.total_written() + sink_->bytes_beside_stream(); }
   std::uint64_t remaining_bytes() const noexcept { return scanner_.remaining_bytes(); }
   // The machine is stopped and goes on by postcopy: takes in what it wrote last. What is dirty then is what the
-  // destination lacks. Nothing is sent any more.
+  // destination lacks; none: all of it, for no page was sent. Nothing is sent any more.
   Result<std::optional<ram::DirtyBitmaps>> freeze();
   // The machine is stopped: END with everything that is left, at full speed.
   Result<void> send_end();

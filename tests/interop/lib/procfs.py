@@ -21,6 +21,18 @@ def cpu_seconds(pid: int) -> float:
     return max(total / 1e9, cpu_seconds_ticks(pid))
 
 
+def queue_seconds(pid: int) -> float:
+    """How long its threads were ready to run and others ran; 0 where the kernel does not count it."""
+    total = 0
+    for task in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as file:
+                total += int(file.read().split()[1])
+        except OSError:     # it has ended meanwhile, or nobody counts
+            continue
+    return total / 1e9
+
+
 def cpu_seconds_ticks(pid: int) -> float:
     """The same in clock ticks; it counts threads that have ended, which schedstat does not."""
     with open(f"/proc/{pid}/stat", encoding="ascii") as file:

@@ -136,6 +136,6 @@ TEST_CASE("SinkRdma.writes_the_pages_of_a_key_while_the_next_one_is_asked_for") 
   CHECK(std::memcmp(asked.there.at(0).engine(), asked.here.at(0).engine(), asked.here.at(0).length()) == 0);
   CHECK(asked.counters.normal_pages.get() == 2000);
   // Nothing could be written behind the first.
-  CHECK(asked.channel->totals().key_requests == sizes.size());
-  CHECK(asked.channel->totals().bare_key_requests == 1);
+  CHECK(asked.channel->connections().key_requests == sizes.size());
+  CHECK(asked.channel->connections().bare_key_requests == 1);
 }
